@@ -1,0 +1,12 @@
+"""The sigmoid gate on a normalised shortcut, bn(s)*sig(f).
+
+python -m resjax.main --config=configs/gate_sig_bn.py              8 replicas of ResNet-8 on digits; @TIME@
+python -m resjax.main --config=configs/gate_sig_bn.py:cifar10      8 replicas of ResNet-20; needs TFDS_DATA_DIR, and a GPU
+Expect on digits: @EXPECT@.
+"""
+
+from configs import default
+
+
+def get_config(preset=""):
+    return default.get_config(preset, merge="gate_sig_bn")

@@ -1,0 +1,37 @@
+"""What a run says in the end, as a table on the terminal."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from resjax.analysis import tables
+
+_ROWS = {
+    "OA": "overall accuracy (OA)",
+    "AA": "average accuracy (AA)",
+    "kappa": "Cohen's kappa",
+    "generalization_gap": "generalization gap",
+    "train_loss": "train loss",
+    "test_loss": "test loss",
+    "train_accuracy": "train accuracy",
+    "validation_loss": "validation loss",
+    "validation_accuracy": "validation accuracy",
+}
+
+
+def print_run(run_dir: Path, console: Console | None = None) -> None:
+    """Prints mean, standard deviation and 95 % CI over the replicas of a finished run."""
+    summary, config = tables.read_json(run_dir / "summary.json"), tables.read_json(run_dir / "config.json")
+    kept = [row for row in summary["per_seed"] if row["status"] != "diverged"]
+    title = (
+        f"{config['model']['merge']} on {config['dataset']['name']}: {config['model']['name']}-{config['model']['depth']}, "
+        f"{summary['parameters']:,} parameters, final epoch, {len(kept)} of {len(summary['per_seed'])} replicas"
+    )
+    table = Table("", "mean", "std", "95 % CI", title=title, title_justify="left")
+    for name, label in _ROWS.items():
+        if name in summary["statistics"]:
+            s = summary["statistics"][name]
+            interval = "" if s["ci_low"] is None else f"[{s['ci_low']:.4f}, {s['ci_high']:.4f}]"
+            table.add_row(label, f"{s['mean']:.4f}", "" if s["std"] is None else f"{s['std']:.4f}", interval)
+    (console or Console()).print(table)

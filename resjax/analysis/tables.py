@@ -1,0 +1,233 @@
+"""Run directories -> tidy tables. Reads JSON only: a run directory of unknown origin can't execute code.
+
+Two shapes, with one column per variable and the config first, so that tables of several runs concatenate:
+
+  load(run_dir)       one row per (epoch, seed, split): the course of training, for curves
+  summary(run_dirs)   one row per (run, seed): the final metrics, for comparisons
+
+and `differences`, which turns the second into one row per (dataset, merge) with intervals.
+Accuracies are fractions in [0, 1], losses are in nats (cross-entropy) or squared units (mse).
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+from ml_collections import ConfigDict
+
+from resjax import stats
+from resjax.config import flat
+
+CONFIG_COLUMNS = {  # column -> config entry; `dataset` and `hash` come before and after them
+    "merge": "model.merge",
+    "depth": "model.depth",
+    "width": "model.width",
+    "post_activation": "model.post_activation",
+    "shortcut": "model.shortcut",
+    "norm": "model.norm",
+    "train_size": "dataset.train_size",
+    "learning_rate": "optimizer.learning_rate",
+    "epochs": "epochs",
+}
+COURSE_METRICS = ("loss", "accuracy", "grad_norm", "learning_rate", "images_per_s")
+FINAL_METRICS = (
+    "train_loss",
+    "train_accuracy",
+    "test_loss",
+    "OA",
+    "AA",
+    "kappa",
+    "generalization_gap",
+    "validation_loss",
+    "validation_accuracy",
+)
+
+
+def load(run_dir: str | os.PathLike) -> pd.DataFrame:
+    """The course of one run.
+
+    Returns:
+      One row per (epoch, seed, split), with merge, dataset, hash, epoch, seed, split and COURSE_METRICS; what
+      does not apply to a split, or is no longer finite, is nan.
+
+    Raises:
+      ValueError: a file is missing or damaged; one line that names it.
+    """
+    run_dir = Path(run_dir)
+    path = run_dir / "metrics.jsonl"
+    rows = []
+    for number, line in enumerate(_text(path).splitlines(), start=1):
+        row = _decoded(line, f"{path}, line {number}")
+        lacking = [k for k in ("epoch", "seed", "split", *COURSE_METRICS) if k not in row]
+        if lacking:
+            raise ValueError(f"{path}, line {number}: no {', '.join(lacking)}")
+        rows.append(row)
+    course = pd.DataFrame(rows, columns=["epoch", "seed", "split", *COURSE_METRICS])
+    try:
+        course = course.astype(dict.fromkeys(COURSE_METRICS, float) | {"epoch": int, "seed": int})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a number ({error})") from None
+    about = config_columns(read_config(run_dir))
+    for position, key in enumerate(("merge", "dataset", "hash")):
+        course.insert(position, key, about[key])
+    return course
+
+
+def summary(run_dirs: Iterable[str | os.PathLike]) -> pd.DataFrame:
+    """The final metrics of runs.
+
+    Returns:
+      One row per (run, seed): the columns of `config_columns`, parameters (count), num_classes, seed, status
+      (done or diverged), epoch (the replica's last) and FINAL_METRICS, which are nan for a diverged replica.
+
+    Raises:
+      ValueError: a file is missing or damaged; one line that names it.
+    """
+    rows = [row for run_dir in run_dirs for row in _summary_rows(Path(run_dir))]
+    columns = ["dataset", *CONFIG_COLUMNS, "hash", "parameters", "num_classes", "seed", "status", "epoch"]
+    table = pd.DataFrame(rows, columns=[*columns, *FINAL_METRICS])
+    return table.astype(dict.fromkeys(FINAL_METRICS, float))
+
+
+def _summary_rows(run_dir: Path) -> Iterator[dict]:
+    path = run_dir / "summary.json"
+    content, about = _read_json(path), config_columns(read_config(run_dir))
+    try:
+        about |= {k: content[k] for k in ("parameters", "num_classes")}
+        for replica in content["per_seed"]:
+            row = about | {k: replica[k] for k in ("seed", "status", "epoch", *FINAL_METRICS)}
+            if row["status"] != "done":  # whatever it had reached is no result
+                row |= dict.fromkeys(FINAL_METRICS)
+            yield row
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a summary, {type(error).__name__} {error}") from None
+
+
+def config_columns(config: ConfigDict) -> dict:
+    """What a table says of a config: `dataset`, CONFIG_COLUMNS, and `hash`, which names all the rest."""
+    from resjax.config import hash8
+
+    values = flat(config)
+    chosen = {column: values[key] for column, key in CONFIG_COLUMNS.items()}
+    return {"dataset": dataset_label(values)} | chosen | {"hash": hash8(config)}
+
+
+def dataset_label(values: Mapping) -> str:
+    """The data of a flat config in words: `cifar100`, `cifar100 (coarse_label)`, `cifar10 (5000 images)`."""
+    parts = [
+        values["dataset.labels"] if values["dataset.labels"] != "label" else "",
+        f"{values['dataset.classes']} classes" if values["dataset.classes"] else "",
+        f"{values['dataset.train_size']} images" if values["dataset.train_size"] else "",
+        f"{values['dataset.label_noise']:.0%} random labels" if values["dataset.label_noise"] else "",
+    ]
+    details = ", ".join(filter(None, parts))
+    return values["dataset.name"] + (f" ({details})" if details else "")
+
+
+def read_config(run_dir: str | os.PathLike) -> ConfigDict:
+    """The config of a run; ValueError with the path if config.json is missing, damaged, or lacks entries."""
+    path = Path(run_dir) / "config.json"
+    content = _read_json(path)
+    try:
+        config = ConfigDict(content)
+        config_columns(config)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a config, {type(error).__name__} {error}") from None
+    return config
+
+
+def provenance(run_dirs: Iterable[str | os.PathLike]) -> dict[str, str]:
+    """Commit and device that made the runs, from env.json; several of either are all named."""
+    commits, devices = {}, {}
+    for run_dir in run_dirs:
+        env = _read_json(Path(run_dir) / "env.json")
+        commits[f"{env.get('commit') or 'unknown'}{' (with changes)' if env.get('dirty') else ''}"] = None
+        devices[f"{env.get('device_count', '?')} x {env.get('device', 'unknown')}"] = None
+    return {"commit": ", ".join(commits) or "unknown", "device": ", ".join(devices) or "unknown"}
+
+
+def differences(table: pd.DataFrame, metric: str = "OA", baseline: str = "add") -> pd.DataFrame:
+    """Compares every merge with the baseline on the same dataset, paired by seed.
+
+    Args:
+      table: of `summary`; at most one row per (dataset, merge, seed).
+      metric: one of FINAL_METRICS.
+      baseline: the merge that is subtracted.
+
+    Returns:
+      One row per (dataset, merge) in the order of `table`, in the unit of the metric. Of the merge itself: n,
+      mean, ci_low, ci_high, and diverged, the replicas that n lacks for it. Against the baseline: pairs,
+      difference, difference_low, difference_high and p of `stats.paired_difference`, and p_holm, adjusted
+      over the merges of the dataset; all nan for the baseline itself, and where there is none.
+
+    Raises:
+      ValueError: two rows with the same dataset, merge and seed: the table mixes different studies.
+    """
+    twice = table[table["seed"].notna() & table.duplicated(["dataset", "merge", "seed"])]
+    if len(twice):
+        dataset, merge, seed = twice.iloc[0][["dataset", "merge", "seed"]]
+        raise ValueError(f"two rows for {dataset}, {merge}, seed {seed}: compare one study at a time")
+    out = []
+    for dataset, of_dataset in table.groupby("dataset", sort=False):
+        by_merge = dict(iter(of_dataset.groupby("merge", sort=False)))
+        values = {m: rows.set_index("seed")[metric].dropna().to_dict() for m, rows in by_merge.items()}
+        rows = []
+        for merge, by_seed in values.items():
+            level = stats.mean_ci(by_seed.values())
+            d = stats.paired_difference(by_seed if merge != baseline else {}, values.get(baseline, {}))
+            rows.append({
+                "dataset": dataset, "merge": merge, "metric": metric,
+                "n": level["n"], "diverged": int((by_merge[merge]["status"] == "diverged").sum()),
+                "mean": level["mean"], "ci_low": level["ci_low"], "ci_high": level["ci_high"],
+                "pairs": d["n"], "difference": d["mean"],
+                "difference_low": d["ci_low"], "difference_high": d["ci_high"], "p": d["p"],
+            })  # fmt: skip
+        for row, p in zip(rows, stats.holm([row["p"] for row in rows]), strict=True):
+            row["p_holm"] = p
+        out += rows
+    frame = pd.DataFrame(out)
+    numbers = frame.columns.difference(["dataset", "merge", "metric", "n", "pairs", "diverged"])
+    return frame.astype(dict.fromkeys(numbers, float))
+
+
+def write_csv(table: pd.DataFrame, path: str | os.PathLike, header: Mapping[str, str]) -> Path:
+    """Writes `table` below `# key: value` lines; `pd.read_csv(path, comment="#")` reads it."""
+    with replacing(path) as temporary:
+        lines = [f"# {key}: {' '.join(str(value).split())}\n" for key, value in header.items()]
+        temporary.write_text("".join(lines) + table.to_csv(index=False, float_format="%.6g"))
+    return Path(path)
+
+
+@contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """Gives a temporary path of the same name; what is written there replaces `path` if the body succeeds."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
+        yield Path(folder) / path.name
+        os.replace(Path(folder) / path.name, path)  # noqa: PTH105
+
+
+def _read_json(path: Path) -> dict:
+    return _decoded(_text(path), str(path))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: {getattr(error, 'strerror', None) or 'not text'}") from None
+
+
+def _decoded(text: str, where: str) -> dict:
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{where}: not a JSON object")
+    return content

@@ -1,0 +1,273 @@
+"""The base config, its presets, its allowed values, and its hash. Imports no JAX.
+
+Every number of a run stands here with its unit or reason. `check` turns a bad value into one line; merges are
+checked where they live (`resjax.models.build.check`), so that a new merge needs no edit here.
+"""
+
+import hashlib
+import json
+import math
+
+from ml_collections import ConfigDict, config_dict
+
+
+class ConfigError(ValueError):
+    """A value, key or input that can't work; its text is the one line the user sees."""
+
+
+def base() -> ConfigDict:
+    """The config of `add` on digits; every other run is a small change to it."""
+    c = ConfigDict()
+    c.name = "add"  # first part of the run directory's name
+    c.seed = 0  # base seed; replica i uses seed + i
+    c.seeds = 8  # replicas trained by one run
+    c.epochs = 40
+    c.batch_size = 128  # global: over all devices
+    c.eval_every = 1  # epochs between evaluations; the last epoch is always evaluated
+    c.early_stopping = 0  # epochs without a lower validation loss before a replica stops; 0: off
+    c.dtype = "float32"  # of the computation; parameters and statistics stay float32
+    c.parallel = "jit"
+    c.replicas = "map"  # how one device goes over its replicas: one by one, or batched
+    c.batch_devices = 0  # devices that share a batch; 0: all that the replicas leave over, on a CPU one
+    c.checkpoint_seconds = 60.0  # at least this long between two checkpoints; the last epoch is always saved
+    c.checkpoint_keep = 2  # newest checkpoints kept
+
+    c.dataset = ConfigDict()
+    c.dataset.name = "digits"  # digits, or any TFDS image-classification set
+    c.dataset.labels = "label"  # label feature: "label", or "coarse_label" of CIFAR-100
+    c.dataset.train_size = 0  # training images, stratified and nested; 0: all
+    c.dataset.classes = 0  # keep this many classes, chosen by split_seed; 0: all
+    c.dataset.validation = 0.0  # share of the training set held out for choices
+    c.dataset.split_seed = 0  # of validation split, subset, chosen classes and label noise
+    c.dataset.label_noise = 0.0  # share of training labels redrawn uniformly; 1: random labels
+    c.dataset.augment = "crop"
+    c.dataset.crop_padding = 1  # pixels of the random shift
+    c.dataset.mixup = 0.0  # alpha of Beta(alpha, alpha); 0: off
+    c.dataset.noise = 0.0  # std of Gaussian noise on normalised inputs
+    c.dataset.data_dir = ""  # TFDS directory; "": $TFDS_DATA_DIR, else TFDS's default
+    c.dataset.cache_dir = ""  # decoded arrays; "": $XDG_CACHE_HOME/resjax, else ~/.cache/resjax
+
+    c.model = ConfigDict()
+    c.model.name = "resnet"  # CIFAR family (He et al. 2016), resnet18, or mlp for vector inputs
+    c.model.merge = "add"
+    c.model.depth = 8  # resnet: 6n+2; mlp: 2n+2 (n residual blocks); resnet18: ignored
+    c.model.width = 16  # channels of the first stage; hidden units of the mlp
+    c.model.norm = "bn"  # of the branch and the shortcut
+    c.model.post_activation = "none"  # after the merge; "relu" kills products (docs of merges.py)
+    c.model.shortcut = "B"  # at a change of shape: A zero-pads channels, B is a 1x1 convolution
+    c.model.activation = "relu"  # inside the branch and after the stem
+    c.model.scale = config_dict.placeholder(float)  # init g of the branch's last norm; None: the merge's own
+    c.model.gate_bias = config_dict.placeholder(float)  # init, highway and shortcut_gate only; None: the merge's own (-6)
+    c.model.granularity = "channel"  # gate_granularity only: what one gate value covers
+    c.model.dropout = 0.0  # rate inside the branch, between its two layers
+    c.model.head = "gap"
+
+    c.optimizer = ConfigDict()
+    c.optimizer.name = "nesterov"
+    c.optimizer.learning_rate = 0.1  # peak
+    c.optimizer.momentum = 0.9  # of momentum, nesterov; decay of rmsprop's and adadelta's averages
+    c.optimizer.weight_decay = 5e-4  # of kernels; coupled (added to the gradient), except adamw
+    c.optimizer.gate_bias_decay = "none"  # pull of the biases that feed the merge: to0, to1
+    c.optimizer.gate_lr = 1.0  # multiplier of the learning rate of branch and gate parameters
+    c.optimizer.clip_norm = 0.0  # global gradient norm; 0: off
+
+    c.schedule = ConfigDict()
+    c.schedule.name = "cosine"
+    c.schedule.warmup = 0.05  # share of the steps that rise linearly to the peak, before any schedule; 0: none
+    c.schedule.milestones = (0.5, 0.75)  # of "step", as shares of the steps
+    c.schedule.factor = 0.1  # of "step"
+    c.schedule.cycles = 4  # of "restarts"
+
+    c.loss = ConfigDict()
+    c.loss.name = "ce"
+    c.loss.label_smoothing = 0.0
+    return c.lock()
+
+
+OPTIMIZERS = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adadelta", "adam", "adamw", "radam")
+
+CHOICES = {
+    "dtype": ("float32", "bfloat16"),
+    "parallel": ("jit", "pmap"),
+    "replicas": ("map", "vmap"),
+    "dataset.labels": ("label", "coarse_label"),
+    "dataset.augment": ("none", "crop", "crop_flip"),
+    "model.name": ("resnet", "resnet18", "mlp"),
+    "model.norm": ("bn", "ln", "gn", "none"),
+    "model.post_activation": ("none", "relu"),
+    "model.shortcut": ("A", "B"),
+    "model.activation": ("relu", "gelu", "square", "none"),
+    "model.granularity": ("scalar", "channel", "spatial", "full"),
+    "model.head": ("gap", "flatten"),
+    "optimizer.name": OPTIMIZERS,
+    "optimizer.gate_bias_decay": ("none", "to0", "to1"),
+    "schedule.name": ("constant", "step", "cosine", "onecycle", "restarts"),
+    "loss.name": ("ce", "mse"),
+}
+
+_LARGE = 2**31 - 1
+RANGES = {  # inclusive; floats must be finite as well
+    "seed": (0, _LARGE - 10_000),
+    "seeds": (1, 10_000),
+    "epochs": (1, 1_000_000),
+    "batch_size": (1, 1_000_000),
+    "eval_every": (1, 1_000_000),
+    "early_stopping": (0, 1_000_000),
+    "batch_devices": (0, 1_000_000),
+    "checkpoint_seconds": (0.0, 1e9),
+    "checkpoint_keep": (1, 1_000_000),
+    "dataset.train_size": (0, _LARGE),
+    "dataset.classes": (0, 100_000),
+    "dataset.validation": (0.0, 0.9),
+    "dataset.split_seed": (0, _LARGE),
+    "dataset.label_noise": (0.0, 1.0),
+    "dataset.crop_padding": (0, 64),
+    "dataset.mixup": (0.0, 100.0),
+    "dataset.noise": (0.0, 100.0),
+    "model.depth": (1, 2000),
+    "model.width": (1, 65_536),
+    "model.scale": (-1e3, 1e3),
+    "model.gate_bias": (-1e3, 1e3),
+    "model.dropout": (0.0, 0.99),
+    "optimizer.learning_rate": (0.0, 1e6),
+    "optimizer.momentum": (0.0, 1.0),
+    "optimizer.weight_decay": (0.0, 1e3),
+    "optimizer.gate_lr": (0.0, 1e6),
+    "optimizer.clip_norm": (0.0, 1e9),
+    "schedule.warmup": (0.0, 1.0),
+    "schedule.milestones": (0.0, 1.0),
+    "schedule.factor": (0.0, 1.0),
+    "schedule.cycles": (1, 10_000),
+    "loss.label_smoothing": (0.0, 1.0),
+}
+
+_CIFAR = {
+    "epochs": 200,
+    "model.depth": 20,
+    "dataset.augment": "crop_flip",
+    "dataset.crop_padding": 4,
+}
+PRESETS = {
+    "digits": {"dataset.name": "digits"},
+    "mnist": {"dataset.name": "mnist", "epochs": 20, "dataset.crop_padding": 2},
+    "fashion_mnist": {
+        "dataset.name": "fashion_mnist", "epochs": 60, "dataset.augment": "crop_flip", "dataset.crop_padding": 2,
+    },
+    "svhn_cropped": {"dataset.name": "svhn_cropped", "epochs": 60, "model.depth": 20, "dataset.crop_padding": 4},
+    "cifar10": _CIFAR | {"dataset.name": "cifar10"},
+    "cifar100": _CIFAR | {"dataset.name": "cifar100"},
+    # Class-count controls of Q1: is it the number of classes, of samples, or the images?
+    "cifar100_coarse": _CIFAR | {"dataset.name": "cifar100", "dataset.labels": "coarse_label"},
+    "cifar100_10classes": _CIFAR | {"dataset.name": "cifar100", "dataset.classes": 10},
+    "cifar10_500each": _CIFAR | {"dataset.name": "cifar10", "dataset.train_size": 5000},
+    "resnet18": {"model.name": "resnet18", "model.width": 64},
+}  # fmt: skip
+# Short names that a preset string may set: configs/mul.py:dataset=cifar100,depth=20
+ALIASES = {
+    "merge": "model.merge",
+    "depth": "model.depth",
+    "width": "model.width",
+    "train_size": "dataset.train_size",
+    "learning_rate": "optimizer.learning_rate",
+    "seed": "seed",
+    "seeds": "seeds",
+    "epochs": "epochs",
+    "batch_size": "batch_size",
+}
+
+
+def with_preset(config: ConfigDict, text: str) -> ConfigDict:
+    """Applies `cifar100` or `dataset=cifar100,depth=20` to `config`, in place.
+
+    Raises:
+      ConfigError: an unknown preset or key, or a value of the wrong type.
+    """
+    for token in filter(None, (t.strip() for t in (text or "").split(","))):
+        key, equals, value = token.partition("=")
+        if not equals or key == "dataset":
+            preset = value if equals else key
+            if preset not in PRESETS:
+                raise ConfigError(f"unknown preset {preset!r}: choose from {', '.join(PRESETS)}, or set config.dataset.name")
+            config.update_from_flattened_dict(PRESETS[preset])
+        elif key in ALIASES:
+            kind = type(flat(config)[ALIASES[key]])
+            try:
+                config.update_from_flattened_dict({ALIASES[key]: kind(value)})
+            except ValueError:
+                raise ConfigError(f"preset value {token!r}: {value!r} is not {_article(kind)}") from None
+        else:
+            raise ConfigError(f"unknown preset key {key!r}: choose from dataset, {', '.join(ALIASES)}")
+    return config
+
+
+def flat(config: ConfigDict) -> dict:
+    """`{"model.depth": 8, ...}`: every leaf of the config by its dotted name."""
+    out = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            out |= {f"{key}.{k}": v for k, v in flat(value).items()}
+        else:
+            out[key] = value
+    return out
+
+
+def check(config: ConfigDict) -> None:
+    """Raises ConfigError with one line if a key, type, choice or range of `config` is not allowed."""
+    reference, values = flat(base()), flat(config)
+    for key in sorted(set(reference) ^ set(values)):
+        raise ConfigError(f"config.{key}: {'missing' if key in reference else 'unknown key'}")
+    for key, value in values.items():
+        _check_type(key, value, reference[key])
+        if key in CHOICES and value not in CHOICES[key]:
+            raise ConfigError(f"config.{key}={value!r}: choose from {', '.join(CHOICES[key])}")
+        if key in RANGES and value is not None:
+            low, high = RANGES[key]
+            for number in value if isinstance(value, tuple) else (value,):
+                if not (math.isfinite(number) and low <= number <= high):
+                    raise ConfigError(f"config.{key}={value!r}: must lie in [{low}, {high}]")
+    _check_depth(config.model)
+    if not config.name or not set(config.name) <= _NAME_CHARACTERS or config.name.startswith("."):
+        raise ConfigError(f"config.name={config.name!r}: use letters, digits, '.', '_' and '-'; it names a directory")
+    if config.early_stopping and not config.dataset.validation:
+        raise ConfigError("config.early_stopping needs a validation split: set config.dataset.validation=0.1")
+    if config.schedule.name == "step" and tuple(sorted(config.schedule.milestones)) != config.schedule.milestones:
+        raise ConfigError(f"config.schedule.milestones={config.schedule.milestones}: must increase")
+
+
+_NAME_CHARACTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+
+
+def _check_type(key: str, value, reference) -> None:
+    if reference is None and value is None:  # a placeholder left alone
+        return
+    kind = float if reference is None else type(reference)
+    if kind is float and type(value) is int:
+        return
+    if type(value) is not kind or (kind is tuple and not all(type(v) in (int, float) for v in value)):
+        raise ConfigError(f"config.{key}={value!r}: must be {_article(kind)}")
+
+
+def _article(kind: type) -> str:
+    return {int: "an integer", float: "a number", str: "a word", tuple: "a tuple of numbers", bool: "True or False"}[kind]
+
+
+def _check_depth(model: ConfigDict) -> None:
+    if model.name == "resnet" and (model.depth < 8 or model.depth % 6 != 2):
+        raise ConfigError(f"config.model.depth={model.depth}: a CIFAR ResNet has depth 6n+2, such as 8, 14, 20, 32, 56, 110")
+    if model.name == "mlp" and (model.depth < 4 or model.depth % 2):
+        raise ConfigError(f"config.model.depth={model.depth}: a residual mlp has depth 2n+2, such as 4, 6, 8")
+
+
+# What does not change the numbers of a run, and so not its hash.
+_NOT_HASHED = ("dataset.data_dir", "dataset.cache_dir", "checkpoint_seconds", "checkpoint_keep")
+
+
+def to_json(config: ConfigDict) -> str:
+    """Canonical JSON: sorted keys, one per line."""
+    return json.dumps(config.to_dict(), sort_keys=True, indent=1)
+
+
+def hash8(config: ConfigDict) -> str:
+    """Eight hex digits of the canonical config without paths; names the run directory."""
+    hashed = {k: v for k, v in flat(config).items() if k not in _NOT_HASHED}
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8]

@@ -1,0 +1,169 @@
+"""The merges: how a residual block joins its shortcut `s` and its branch output `f`. The registry of the project.
+
+A merge is a function of two arrays plus, declared as data, the norms and inits around it, so that the net, the
+theory at initialisation and the tests share one definition. To add one, call `register` (here, or in your config file):
+
+    register("mul_half", lambda s, f: s * (0.5 + f), "s*(1/2+f)", identity="no")
+
+Notation: `bn(x)` is the norm of the branch (BatchNorm unless config.model.norm says otherwise) with scale g and bias
+b; `bn1` has b = 1 at init; `sig` is the logistic function. "F = 0" is a branch whose last layer gives zero, so that
+f equals its norm's bias.
+
+Danger: with a ReLU after the merge, s >= 0 and relu(s*f) halves the live units in every block, and zero is absorbing
+(0*f = 0 with gradient 0). Hence post_activation="none" and shortcut="B" are the defaults.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.nn import relu, sigmoid
+
+
+@dataclass(frozen=True)
+class Merge:
+    """One merge, `z = combine(s, f, **more)`; all arrays are [B, ..., C].
+
+    Attributes:
+      name: the config word.
+      combine: elementwise function of `s` and `f`, and by keyword of every name in `params`, of `m` if `extra` is set,
+        and of `t` if `scheduled`.
+      formula: the same in the notation of this module's docstring.
+      identity: what F = 0 gives at init: "exact" (z is s, bit for bit), "affine" (an affine map of s or of its norm,
+        such as s/2), "near" (s up to a small term), or "no".
+      branch_scale, branch_bias: init of the branch's last norm.
+      shortcut_norm: whether `s` is normalised; always true of a 1x1-convolution shortcut.
+      shortcut_bias: init of that norm's bias; its scale is the branch's.
+      params: learned scalars and their inits.
+      extra: name of the module (`resjax.models.gates.MAPS`) that computes the third map `m`.
+      extra_bias: init of that module's bias, where it has one.
+      scheduled: whether combine takes `t`, which goes from 0 to 1 during training.
+      core: whether the merge belongs to the core comparison.
+    """
+
+    name: str
+    combine: Callable[..., jax.Array]
+    formula: str
+    identity: Literal["exact", "affine", "near", "no"]
+    branch_scale: float = 1.0
+    branch_bias: float = 0.0
+    shortcut_norm: bool = False
+    shortcut_bias: float = 0.0
+    params: Mapping[str, float] = field(default_factory=dict)
+    extra: str = ""
+    extra_bias: float = 0.0
+    scheduled: bool = False
+    core: bool = False
+
+
+MERGES: dict[str, Merge] = {}
+
+
+def register(name: str, combine: Callable[..., jax.Array], formula: str, **declared) -> Merge:
+    """Adds a merge under the config word `name`; `declared` are the other attributes of `Merge`.
+
+    Raises:
+      ValueError: the name is taken.
+    """
+    if name in MERGES:
+        raise ValueError(f"merge {name!r} is registered already")
+    MERGES[name] = Merge(name, combine, formula, **declared)
+    return MERGES[name]
+
+
+# --- Sums -------------------------------------------------------------------------------------------------------
+register("add", lambda s, f: s + f, "s + f", identity="exact", core=True)
+register("add_bn", lambda s, f: s + f, "bn(s) + bn(f)", identity="affine", shortcut_norm=True)
+# ReZero (Bachlechner et al. 2020), SkipInit (De & Smith 2020)
+register("add_zero", lambda s, f, alpha: s + alpha * f, "s + alpha*f", identity="exact", params={"alpha": 0.0})
+
+# --- Products ---------------------------------------------------------------------------------------------------
+register("mul", lambda s, f: s * f, "s*f", identity="no", core=True)
+register("mul_bn", lambda s, f: s * f, "bn(s)*bn(f)", identity="no", shortcut_norm=True, core=True)
+# (1 + g a)(1 + g b) = 1 + g(a + b) + g^2 ab: the additive net plus a second-order term, with g the dial.
+register(
+    "mul_bn1", lambda s, f: s * f, "bn1(s)*bn1(f)",
+    identity="affine", shortcut_norm=True, shortcut_bias=1.0, branch_bias=1.0, core=True,
+)  # fmt: skip
+# The rule SEW-ResNet (Fang et al. 2021) uses for its product.
+register("mul_res", lambda s, f: s * f, "s*bn1(f), g=0", identity="exact", branch_bias=1.0, branch_scale=0.0)
+register("mul_rezero", lambda s, f, alpha: s * (1 + alpha * f), "s*(1 + alpha*f)", identity="exact", params={"alpha": 0.0})
+
+# --- Gates on the shortcut --------------------------------------------------------------------------------------
+register("gate_sig", lambda s, f: s * sigmoid(f), "s*sig(f)", identity="affine", core=True)
+register("gate_sig_bn", lambda s, f: s * sigmoid(f), "bn(s)*sig(f)", identity="affine", shortcut_norm=True, core=True)
+register("gate_2sig", lambda s, f: s * (2 * sigmoid(f)), "s*2sig(f)", identity="exact")
+
+CRITICAL_ALPHA = 1.475886  # E[(alpha sig(f - ln(alpha - 1)))^2] = 1 for f ~ N(0, 1)
+
+
+def _critical_gate(f: jax.Array) -> jax.Array:
+    # alpha*sig(f - ln(alpha-1)) rewritten with h = tanh(f/2): exactly 1 at f = 0, and no overflow in its gradient.
+    h = jnp.tanh(f / 2)
+    return CRITICAL_ALPHA * (1 + h) / (CRITICAL_ALPHA + (2 - CRITICAL_ALPHA) * h)
+
+
+register("gate_alpha", lambda s, f: s * _critical_gate(f), "s*alpha*sig(f - ln(alpha-1))", identity="exact")
+register("gate_tanh", lambda s, f: s * (1 + jnp.tanh(f)), "s*(1 + tanh(f))", identity="exact")
+register("gate_exp", lambda s, f: s * jnp.exp(f), "s*exp(f), g=.3", identity="exact", branch_scale=0.3)
+register("sig_sig", lambda s, f: sigmoid(s) * sigmoid(f), "sig(bn(s))*sig(f)", identity="no", shortcut_norm=True, core=True)
+register("iand", lambda s, f: s * (1 - sigmoid(f)), "s*(1 - sig(f))", identity="affine")
+# Residual Attention Network (Wang et al. 2017), the shortcut as its trunk and the branch as its mask: with attention
+# residual learning, and naively (the formula of gate_sig, kept under its own name).
+register("arl", lambda s, f: s * (1 + sigmoid(f)), "(1 + sig(m))*t", identity="affine")
+register("nal", lambda s, f: s * sigmoid(f), "sig(m)*t", identity="affine")
+# Is saturation a matter of the mask's dimension? The sigmoid's input is pooled to config.model.granularity.
+register("gate_granularity", lambda s, f, m: s * m, "s*sig(pool(f))", identity="affine", extra="pooled_sigmoid")
+
+# --- Second order beside the sum --------------------------------------------------------------------------------
+register("pi", lambda s, f, m: s + f + m, "s + f + bn(s*f)", identity="exact", extra="norm_product")  # Pi-nets
+register(  # R-PolyNets (Chrysos et al. 2023)
+    "pi_alpha", lambda s, f, m, alpha: s + f + alpha * m, "s + f + alpha*bn(conv1x1(s*f))",
+    identity="exact", extra="norm_projected_product", params={"alpha": 0.0},
+)  # fmt: skip
+EPS = 1e-3  # under the square roots: their gradient power diverges like log(1/eps)
+register(  # SORT (Wang et al. 2017, 1703.06993)
+    "sort", lambda s, f: s + f + jnp.sqrt(relu(s) * relu(f) + EPS), "s + f + sqrt(relu(s)*relu(f) + eps)", identity="near",
+)  # fmt: skip
+
+# --- Controls: not additive, of degree one ----------------------------------------------------------------------
+register("geo", lambda s, f: jnp.sign(s * f) * jnp.sqrt(jnp.abs(s * f) + EPS), "sign(s*f)*sqrt(|s*f| + eps)", identity="no")
+register("max", lambda s, f: jnp.maximum(s, f), "max(s, f)", identity="no")
+
+# --- Gates computed from the block's input ----------------------------------------------------------------------
+# Highway networks (Srivastava et al. 2015); shortcut-only gating (He et al. 2016, 1603.05027, section 3.1).
+register(
+    "highway", lambda s, f, m: (1 - m) * s + m * f, "(1 - t)*s + t*f, t = sig(bn(conv(x)))",
+    identity="near", extra="transform_gate", extra_bias=-6.0,
+)  # fmt: skip
+register(
+    "shortcut_gate", lambda s, f, m: (1 - m) * s + f, "(1 - g)*s + f, g = sig(conv1x1(x))",
+    identity="near", extra="shortcut_gate", extra_bias=-6.0,
+)  # fmt: skip
+
+# --- Attention on the branch ------------------------------------------------------------------------------------
+for _name, _core in {"se": True, "cbam": False, "eca": False, "simam": False}.items():
+    register(_name, lambda s, f, m: s + f * m, f"s + f*{_name}(f)", identity="exact", extra=_name, core=_core)
+
+# --- Interventions: what a merge can express against how it trains ----------------------------------------------
+register("homotopy", lambda s, f, t: (1 - t) * (s + f) + t * s * f, "(1 - t)*(s + f) + t*s*f", identity="exact", scheduled=True)
+
+
+def with_backward_of(forward: Callable, backward: Callable) -> Callable:
+    """`forward(s, f)` whose reverse-mode derivative is `backward`'s (so no forward-mode derivative exists)."""
+    swapped = jax.custom_vjp(forward)
+    swapped.defvjp(
+        lambda s, f: (forward(s, f), (s, f)),
+        lambda residuals, cotangent: jax.vjp(backward, *residuals)[1](cotangent),
+    )
+    return swapped
+
+
+_add, _mul = MERGES["add"].combine, MERGES["mul"].combine
+register("swap_fwdmul_bwdadd", with_backward_of(_mul, _add), "s*f forwards, s + f backwards", identity="no")
+register("swap_fwdadd_bwdmul", with_backward_of(_add, _mul), "s + f forwards, s*f backwards", identity="exact")
+register("stopgrad_s", lambda s, f: lax.stop_gradient(s) * f, "sg(s)*f", identity="no")
+register("stopgrad_f", lambda s, f: s * lax.stop_gradient(f), "s*sg(f)", identity="no")

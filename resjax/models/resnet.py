@@ -1,0 +1,158 @@
+"""Residual networks of feature maps or vectors, whose blocks join their two paths by a merge.
+
+Parameters are named stem, stage{i}_block{j}/{branch, shortcut, merge}, head. A norm called `out_norm` feeds the merge.
+"""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from resjax.models.gates import MAPS, spatial_axes
+from resjax.models.layers import ACTIVATIONS, Linear, Norm
+from resjax.models.merges import Merge
+
+
+class Branch(nn.Module):
+    """`norm(W2 act(norm(W1 h)))`, [B, H, W, C] -> [B, H/stride, W/stride, features]."""
+
+    features: int
+    stride: int
+    activation: str
+    dropout: float
+    scale: float
+    bias: float
+    linear: partial
+    norm: partial
+
+    @nn.compact
+    def __call__(self, h: jax.Array, train: bool) -> jax.Array:
+        h = self.linear(self.features, 3, self.stride, name="linear1")(h)
+        h = ACTIVATIONS[self.activation](self.norm(name="norm1")(h, train))
+        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        h = self.linear(self.features, 3, 1, name="linear2")(h)
+        return self.norm(scale=self.scale, bias=self.bias, name="out_norm")(h, train)
+
+
+class Shortcut(nn.Module):
+    """The identity where shapes agree, else zero-padded subsampling (A) or a normalised 1x1 convolution (B).
+
+    `norm_inits` are the scale and bias of the norm that the merge asks for, or None.
+    """
+
+    features: int
+    stride: int
+    option: str
+    norm_inits: tuple[float, float] | None
+    linear: partial
+    norm: partial
+
+    @nn.compact
+    def __call__(self, h: jax.Array, train: bool) -> jax.Array:
+        inits = self.norm_inits
+        if h.shape[-1] != self.features or self.stride != 1:
+            if self.option == "A":
+                h = h[:, :: self.stride, :: self.stride] if spatial_axes(h) else h
+                h = jnp.pad(h, [(0, 0)] * (h.ndim - 1) + [(0, self.features - h.shape[-1])])
+            else:
+                h = self.linear(self.features, 1, self.stride, name="linear")(h)
+                inits = inits or (1.0, 0.0)
+        if inits is None:
+            return h
+        return self.norm(scale=inits[0], bias=inits[1], name="out_norm")(h, train)
+
+
+class MergePoint(nn.Module):
+    """`z = merge.combine(s, f, ...)` with the merge's learned scalars, third map and schedule."""
+
+    merge: Merge
+    stride: int
+    gate_bias: float
+    granularity: str
+    norm: partial
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, h: jax.Array, s: jax.Array, f: jax.Array, train: bool) -> jax.Array:
+        more = {
+            name: self.param(name, nn.initializers.constant(init), ()).astype(self.dtype)
+            for name, init in self.merge.params.items()
+        }
+        if self.merge.extra:
+            module = MAPS[self.merge.extra]
+            third = module(self.norm, self.dtype, self.gate_bias, self.granularity, self.stride, name=self.merge.extra)
+            more["m"] = third(h, s, f, train)
+        if self.merge.scheduled:  # not trained: the training step sets it
+            more["t"] = self.variable("schedule", "t", jnp.zeros, ()).value.astype(self.dtype)
+        return self.merge.combine(s, f, **more)
+
+
+class Block(nn.Module):
+    """Shortcut and branch of `h`, merged: [B, H, W, C] -> [B, H/stride, W/stride, features].
+
+    Attributes:
+      scale: init g of the norms that feed the merge.
+      gate_bias: init of the bias of a gate computed from the block's input.
+      The others are the words of config.model.
+    """
+
+    features: int
+    stride: int
+    merge: Merge
+    scale: float
+    gate_bias: float
+    granularity: str
+    shortcut: str
+    activation: str
+    post_activation: str
+    dropout: float
+    linear: partial
+    norm: partial
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, h: jax.Array, train: bool) -> jax.Array:
+        merge, layers = self.merge, {"linear": self.linear, "norm": self.norm}
+        branch = Branch(
+            self.features, self.stride, self.activation, self.dropout, self.scale, merge.branch_bias, **layers, name="branch"
+        )
+        norm_inits = (self.scale, merge.shortcut_bias) if merge.shortcut_norm else None
+        shortcut = Shortcut(self.features, self.stride, self.shortcut, norm_inits, **layers, name="shortcut")
+        point = MergePoint(
+            merge, self.stride, self.gate_bias, self.granularity, self.norm, self.dtype, name="merge"
+        )
+        z = point(h, shortcut(h, train), branch(h, train), train)
+        return ACTIVATIONS[self.post_activation](z)
+
+
+class ResNet(nn.Module):
+    """A stem, stages of residual blocks, and a linear head: images [B, H, W, C] -> float32 logits [B, K].
+
+    Attributes:
+      stages: (number of blocks, features, stride of the first block) of each stage.
+      num_classes: K.
+      block: `Block` with all but features and stride filled in.
+      vectors: flatten the input, and use dense layers throughout.
+    """
+
+    stages: tuple[tuple[int, int, int], ...]
+    num_classes: int
+    block: partial
+    linear: partial
+    norm: partial
+    activation: str
+    head: str
+    vectors: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        h = x.reshape(x.shape[0], -1) if self.vectors else x
+        h = self.linear(self.stages[0][1], name="stem")(h)
+        h = ACTIVATIONS[self.activation](self.norm(name="stem_norm")(h, train))
+        for i, (blocks, features, stride) in enumerate(self.stages, 1):
+            for j in range(1, blocks + 1):
+                h = self.block(features, stride if j == 1 else 1, name=f"stage{i}_block{j}")(h, train)
+        h = jnp.mean(h, spatial_axes(h)) if self.head == "gap" else h.reshape(h.shape[0], -1)
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(h).astype(jnp.float32)

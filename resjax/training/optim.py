@@ -1,0 +1,86 @@
+"""Learning-rate schedules and optimisers, from optax; which parameters are decayed, and which count as gates."""
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+
+def schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
+    """Learning rate at each step (0 is the first), for `total_steps` steps in all."""
+    s, peak = config.schedule, config.optimizer.learning_rate
+    warmup = round(s.warmup * total_steps)
+    if s.name == "onecycle":  # Smith & Topin 2019; the warm-up share is its rising part
+        return optax.cosine_onecycle_schedule(max(total_steps, 2), peak, pct_start=max(s.warmup, 1 / max(total_steps, 2)))
+    steps = max(total_steps - warmup, 1)
+    if s.name == "constant":
+        after = optax.constant_schedule(peak)
+    elif s.name == "step":
+        boundaries = {round(m * total_steps) - warmup: s.factor for m in s.milestones}
+        after = optax.piecewise_constant_schedule(peak, boundaries)
+    elif s.name == "cosine":
+        after = optax.cosine_decay_schedule(peak, steps)
+    else:  # restarts: equal cosine cycles (SGDR, Loshchilov & Hutter 2017)
+        length = -(-steps // s.cycles)
+        after = optax.join_schedules(
+            [optax.cosine_decay_schedule(peak, length)] * s.cycles, [length * i for i in range(1, s.cycles)]
+        )
+    # The first warm-up step is above zero, the step after the last one at the peak.
+    rise = optax.linear_schedule(peak / (warmup + 1), peak, max(warmup, 1))
+    return optax.join_schedules([rise, after], [warmup])
+
+
+def optimizer(config: ConfigDict, total_steps: int) -> optax.GradientTransformation:
+    """The optimiser of `config`; weight decay is coupled (added to the gradient) except for adamw."""
+    o = config.optimizer
+    decay = optax.add_decayed_weights(o.weight_decay, mask=_where(is_kernel)) if o.weight_decay else optax.identity()
+    return optax.chain(
+        optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else optax.identity(),
+        decay if o.name != "adamw" else optax.identity(),
+        _pull_gate_biases(o.weight_decay, {"none": None, "to0": 0.0, "to1": 1.0}[o.gate_bias_decay]),
+        _direction(o),
+        decay if o.name == "adamw" else optax.identity(),
+        optax.masked(optax.scale(o.gate_lr), _where(is_gate)) if o.gate_lr != 1 else optax.identity(),
+        optax.scale_by_learning_rate(schedule(config, total_steps)),
+    )
+
+
+def _direction(o: ConfigDict) -> optax.GradientTransformation:
+    return {
+        "sgd": optax.identity,
+        "momentum": lambda: optax.trace(o.momentum),
+        "nesterov": lambda: optax.trace(o.momentum, nesterov=True),
+        "adagrad": optax.scale_by_rss,
+        "rmsprop": lambda: optax.scale_by_rms(o.momentum),
+        "adadelta": lambda: optax.scale_by_adadelta(o.momentum),
+        "adam": optax.scale_by_adam,
+        "adamw": optax.scale_by_adam,
+        "radam": optax.scale_by_radam,
+    }[o.name]()
+
+
+def is_kernel(path: tuple[str, ...]) -> bool:
+    """Whether the parameter at `path` is a weight matrix or filter: what weight decay acts on."""
+    return path[-1] == "kernel"
+
+
+def is_gate_bias(path: tuple[str, ...]) -> bool:
+    """Whether it is the bias of a norm that feeds a merge, as b of bn1."""
+    return "out_norm" in path and path[-1] == "bias"
+
+
+def is_gate(path: tuple[str, ...]) -> bool:
+    """Whether it lies behind the merge's gate: in the branch, or in the merge itself."""
+    return "branch" in path or "merge" in path
+
+
+def _where(rule):
+    """The mask of the parameters whose path satisfies `rule`."""
+    return lambda params: jax.tree_util.tree_map_with_path(lambda path, _: rule(tuple(k.key for k in path)), params)
+
+
+def _pull_gate_biases(rate: float, target: float | None) -> optax.GradientTransformation:
+    """Adds `rate * (bias - target)` to the gradient of the gate biases."""
+    if target is None:
+        return optax.identity()
+    pull = optax.stateless(lambda updates, params: jax.tree.map(lambda u, p: u + rate * (p - target), updates, params))
+    return optax.masked(pull, _where(is_gate_bias))

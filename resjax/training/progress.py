@@ -1,0 +1,49 @@
+"""What the user sees while a run trains: a live bar with ETA on a terminal, else a line every ten seconds."""
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class TrainingProgress:
+    """Shows steps done of `total`, the time left, and the latest loss and accuracy; a context manager."""
+
+    def __init__(self, name: str, total: int, done: int = 0):
+        self._console = Console(stderr=True)
+        self._name, self._total, self._done, self._before = name, total, done, done
+        self._began = self._said = time.monotonic()
+        self._text = ""
+        self._live = None
+        if self._console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            self._live = Progress(*columns, TextColumn("{task.fields[text]}"), console=self._console, transient=True)
+            self._task = self._live.add_task(name, total=total, completed=done, text="compiling")
+
+    def __enter__(self) -> "TrainingProgress":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_):
+        if self._live:
+            self._live.stop()
+
+    def advance(self, steps: int) -> None:
+        """`steps` more are done."""
+        self._done += steps
+        now = time.monotonic()
+        if self._live:
+            self._live.update(self._task, completed=self._done, text=self._text)
+        elif now - self._said >= 10:
+            self._said = now
+            left = (now - self._began) / (self._done - self._before) * (self._total - self._done)
+            print(f"{self._name}: {self._done}/{self._total} steps, {left:.0f} s left; {self._text}", flush=True)
+
+    def show(self, epoch: int, rows: list[dict]) -> None:
+        """The latest epoch's training loss and test accuracy, mean over the replicas."""
+        self._text = f"epoch {epoch}"
+        for split, name in (("train", "loss"), ("test", "accuracy")):
+            values = [row[name] for row in rows if row["split"] == split and row[name] is not None]
+            if values:
+                self._text += f", {split} {name} {sum(values) / len(values):.4f}"

@@ -1,0 +1,129 @@
+"""The run directory: every file of a run, who may write it, and what is left of an earlier try."""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from resjax import config as config_lib
+from resjax.config import ConfigError
+
+FINISHED = ("done", "diverged")
+
+
+def path_of(config: ConfigDict, workdir: str | os.PathLike) -> Path:
+    """WORKDIR/<name>-<hash8>."""
+    return Path(workdir) / f"{config.name}-{config_lib.hash8(config)}"
+
+
+class RunDir:
+    """The directory of one run, locked while this object is open (a context manager).
+
+    Raises:
+      ConfigError: it can't be written, another process writes it, or it holds another config.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: str | os.PathLike):
+        self.config, self.path = config, path_of(config, workdir)
+
+    def __enter__(self) -> "RunDir":
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / "LOCK", "a+")  # noqa: SIM115 - held until __exit__
+        except OSError as e:
+            raise ConfigError(f"cannot write {self.path}: {e.strerror}; choose another --workdir") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            raise ConfigError(f"{self.path} is being written by process {self._lock.read().strip() or '?'}") from None
+        self._lock.truncate(0)
+        self._lock.write(str(os.getpid()))
+        self._lock.flush()
+        if not (self.path / "config.json").exists():
+            write_json(self.path / "config.json", json.loads(config_lib.to_json(self.config)))
+        return self
+
+    def __exit__(self, *_):
+        self._lock.close()
+
+    def write_status(self, status: str, epoch: int, diverged: dict[int, int] | None = None) -> None:
+        """`diverged`: seed -> epoch in which its loss or gradient was no longer finite."""
+        reasons = {str(seed): f"loss or gradient not finite in epoch {at}" for seed, at in (diverged or {}).items()}
+        content = {"status": status, "epoch": epoch, "epochs": self.config.epochs, "diverged": reasons}
+        write_json(self.path / "status.json", content)
+
+    def write_env(self, device: str, device_count: int) -> None:
+        """Records what a number depends on beside the config."""
+        write_json(self.path / "env.json", environment() | {"device": device, "device_count": device_count})
+
+    def append_metrics(self, rows: list[dict]) -> None:
+        """Adds rows to metrics.jsonl."""
+        with open(self.path / "metrics.jsonl", "a") as file:
+            file.writelines(_line(row) for row in rows)
+
+    def keep_metrics_until(self, epoch: int) -> list[dict]:
+        """Forgets the rows of later epochs, which will be trained again, and a row cut short; returns the others."""
+        path, rows = self.path / "metrics.jsonl", []
+        for line in path.read_text().splitlines() if path.exists() else ():
+            with contextlib.suppress(ValueError):
+                rows.append(json.loads(line))
+        rows = [row for row in rows if row["epoch"] <= epoch]
+        _write(path, "".join(_line(row) for row in rows))
+        return rows
+
+    def write_summary(self, **summary) -> None:
+        """Writes summary.json."""
+        write_json(self.path / "summary.json", summary)
+
+
+def _line(row: dict) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Writes whole or not at all. NaN is refused: JSON has none."""
+    _write(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def read_status(path: Path) -> dict:
+    """status.json of a run directory; {} where there is none."""
+    file = path / "status.json"
+    try:
+        return json.loads(file.read_text()) if file.exists() else {}
+    except ValueError:
+        raise ConfigError(f"{file} is damaged: delete {path} and run again") from None
+
+
+def environment() -> dict:
+    """Commit, versions and command line of this process."""
+    root = Path(__file__).parents[2]
+
+    def git(*arguments: str) -> str | None:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    try:
+        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    except OSError:  # no git here
+        commit = changes = None
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {
+        "commit": commit,
+        "dirty": None if commit is None else bool(changes),
+        "versions": {"python": sys.version.split()[0]} | {p: importlib.metadata.version(p) for p in packages},
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
