@@ -95,13 +95,14 @@ def summary(run_dirs: Iterable[str | os.PathLike]) -> pd.DataFrame:
 
 def _summary_rows(run_dir: Path) -> Iterator[dict]:
     path = run_dir / "summary.json"
-    content, about = _read_json(path), config_columns(read_config(run_dir))
+    content, about = read_json(path), config_columns(read_config(run_dir))
     try:
         about |= {k: content[k] for k in ("parameters", "num_classes")}
         for replica in content["per_seed"]:
-            row = about | {k: replica[k] for k in ("seed", "status", "epoch", *FINAL_METRICS)}
-            if row["status"] != "done":  # whatever it had reached is no result
-                row |= dict.fromkeys(FINAL_METRICS)
+            row = about | {k: replica[k] for k in ("seed", "status", "epoch")}
+            if row["status"] == "done":  # whatever a diverged replica had reached is no result
+                optional = {k: replica.get(k) for k in FINAL_METRICS if k.startswith("validation")}
+                row |= {k: replica[k] for k in FINAL_METRICS if k not in optional} | optional
             yield row
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a summary, {type(error).__name__} {error}") from None
@@ -131,7 +132,7 @@ def dataset_label(values: Mapping) -> str:
 def read_config(run_dir: str | os.PathLike) -> ConfigDict:
     """The config of a run; ValueError with the path if config.json is missing, damaged, or lacks entries."""
     path = Path(run_dir) / "config.json"
-    content = _read_json(path)
+    content = read_json(path)
     try:
         config = ConfigDict(content)
         config_columns(config)
@@ -144,7 +145,7 @@ def provenance(run_dirs: Iterable[str | os.PathLike]) -> dict[str, str]:
     """Commit and device that made the runs, from env.json; several of either are all named."""
     commits, devices = {}, {}
     for run_dir in run_dirs:
-        env = _read_json(Path(run_dir) / "env.json")
+        env = read_json(Path(run_dir) / "env.json")
         commits[f"{env.get('commit') or 'unknown'}{' (with changes)' if env.get('dirty') else ''}"] = None
         devices[f"{env.get('device_count', '?')} x {env.get('device', 'unknown')}"] = None
     return {"commit": ", ".join(commits) or "unknown", "device": ", ".join(devices) or "unknown"}
@@ -212,7 +213,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(Path(folder) / path.name, path)  # noqa: PTH105
 
 
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
+    """A JSON object; ValueError with the path if it is missing or damaged."""
     return _decoded(_text(path), str(path))
 
 

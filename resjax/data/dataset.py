@@ -39,7 +39,7 @@ def load(config: ConfigDict) -> Dataset:
 
     Order: label feature, classes, validation split, training subset, label noise. So the test set depends on
     the first two alone, the validation split not on train_size, and a smaller training set is a prefix of a
-    larger one. Mean and standard deviation are of all the training images of the source: no subset moves them.
+    larger one. Mean and standard deviation are of all training images of the source: no subset moves them.
 
     Raises:
       ConfigError: the set can't be read, or has fewer classes or images than the config asks for.
@@ -108,8 +108,8 @@ def _hold_out(train: Split, config: ConfigDict) -> tuple[Split, Split | None]:
     kept, held = subsets.hold_out(train.labels_N, config.validation, config.split_seed)
     if not (len(kept) and len(held)):
         raise ConfigError(
-            f"config.dataset.validation={config.validation}: leaves {len(kept)} images to train and {len(held)} "
-            "to validate; both need some"
+            f"config.dataset.validation={config.validation}: leaves {len(kept)} images to train and "
+            f"{len(held)} to validate; both need some"
         )
     return train.take(kept), train.take(held)
 
@@ -119,8 +119,8 @@ def _training_subset(train: Split, num_classes: int, config: ConfigDict) -> Spli
     available = len(train.labels_N)
     if config.train_size > available:
         raise ConfigError(
-            f"config.dataset.train_size={config.train_size}: {config.name} has {available} training images with "
-            "these classes and this validation split; 0 takes all"
+            f"config.dataset.train_size={config.train_size}: {config.name} has {available} training images "
+            "with these classes and this validation split; 0 takes all"
         )
     order = subsets.stratified_order(train.labels_N, config.split_seed)
     subset = train.take(order[: config.train_size or None])

@@ -47,7 +47,9 @@ def load(name: str, data_dir: str = "", cache_dir: str = "") -> Source:
         features = _features(builder)
 
         def decode() -> Source:
-            return {split: _decode(builder, split, features) for split in _SPLITS}
+            source = {split: _decode(builder, split, features) for split in _SPLITS}
+            _check_size(builder, *(source[split]["image"][0] for split in _SPLITS))
+            return source
 
         return cached(_cache_key(builder), decode, cache_dir)
 
@@ -87,16 +89,17 @@ def _builder(name: str, data_dir: str):
 
 def _prepare_command(name: str, data_dir: str) -> str:
     """TFDS 4.9.10 needs both packages to prepare a set in any format, and neither to read an array_record."""
-    call = f"tfds.builder({name!r}, data_dir={data_dir!r}, file_format='array_record').download_and_prepare()"
-    return f'pip install tensorflow importlib_resources && python -c "import tensorflow_datasets as tfds; {call}"'
+    builder = f"tfds.builder({name!r}, data_dir={data_dir!r}, file_format='array_record')"
+    code = f"import tensorflow_datasets as tfds; {builder}.download_and_prepare()"
+    return f'pip install tensorflow importlib_resources && python -c "{code}"'
 
 
 def _suggestion(name: str) -> str:
     import tensorflow_datasets as tfds
 
-    presets = sorted({preset.get("dataset.name", key) for key, preset in PRESETS.items()})
+    presets = sorted({preset["dataset.name"] for preset in PRESETS.values() if "dataset.name" in preset})
     known = {*presets, *tfds.list_builders(with_community_datasets=False)}
-    if near := difflib.get_close_matches(name, sorted(known)):
+    if near := difflib.get_close_matches(name.lower(), sorted(known)):
         return f"did you mean {', '.join(near)}?"
     return f"choose {', '.join(presets)}, or any other image-classification set of TFDS"
 
@@ -148,11 +151,7 @@ def _decode(builder, split: str, features: dict) -> dict[str, np.ndarray]:
                 record["image"] = features["image"].decode_example_np(record["image"])
                 for key, values in arrays.items():
                     values.append(record[key])
-                if images[-1].shape != images[0].shape:
-                    sizes = " and ".join("x".join(map(str, image.shape)) for image in (images[0], images[-1]))
-                    raise ConfigError(
-                        f"config.dataset.name={builder.name!r}: its images differ in size: {sizes}"
-                    )
+                _check_size(builder, images[0], images[-1])
     except ConfigError:
         raise
     except Exception as error:  # truncated and damaged files fail in many ways
@@ -160,6 +159,12 @@ def _decode(builder, split: str, features: dict) -> dict[str, np.ndarray]:
     if not size or len(images) != size:
         raise ConfigError(f"{builder.data_dir} has {len(images)} of {size} {split} images; prepare it again")
     return {k: np.stack(v) if k == "image" else np.array(v, np.int32) for k, v in arrays.items()}
+
+
+def _check_size(builder, a_HxWxC: np.ndarray, b_HxWxC: np.ndarray) -> None:
+    if a_HxWxC.shape != b_HxWxC.shape:
+        sizes = " and ".join("x".join(map(str, image.shape)) for image in (a_HxWxC, b_HxWxC))
+        raise ConfigError(f"config.dataset.name={builder.name!r}: its images differ in size: {sizes}")
 
 
 def _records(builder, split: str) -> Iterator[dict]:
@@ -173,7 +178,8 @@ def _records(builder, split: str) -> Iterator[dict]:
             yield from source.__getitems__(range(start, min(start + _CHUNK, len(source))))
         return
     _require_tensorflow(builder)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow is quiet only if told before its import
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")  # it would take all the memory that JAX needs
@@ -187,6 +193,6 @@ def _require_tensorflow(builder) -> None:
     root = Path(builder.data_dir).parents[name.count("/")]
     other = f"{root}_array_record"  # TFDS does not prepare a second format beside the first
     raise ConfigError(
-        f"{builder.data_dir} holds tfrecord files, which only TensorFlow reads: pip install tensorflow; or use "
-        f"--config.dataset.data_dir={other} after {_prepare_command(name.rpartition('/')[0], other)}"
+        f"{builder.data_dir} holds tfrecord files, which only TensorFlow reads: pip install tensorflow; or "
+        f"set --config.dataset.data_dir={other} after {_prepare_command(name.rpartition('/')[0], other)}"
     )

@@ -25,8 +25,8 @@ def build(
 ) -> nn.Module:
     """The net that `config.model` describes.
 
-    Its `apply(variables, x, train=False)` maps images [B, H, W, C] (or [B, ...] for an mlp) to float32 logits
-    [B, num_classes]. Collections: params, batch_stats (norm="bn"), schedule (scheduled merges).
+    Its `apply(variables, x, train=False)` maps images [B, H, W, C] (or [B, ...] for an mlp) to logits
+    [B, num_classes], float32 or wider. Collections: params, batch_stats (norm="bn"), schedule (scheduled merges).
 
     Args:
       model: config.model.

@@ -127,7 +127,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A stem, stages of residual blocks, and a linear head: images [B, H, W, C] -> float32 logits [B, K].
+    """A stem, stages of residual blocks, and a linear head: images [B, H, W, C] -> logits [B, K], float32 or wider.
 
     Attributes:
       stages: (number of blocks, features, stride of the first block) of each stage.
@@ -155,4 +155,4 @@ class ResNet(nn.Module):
             for j in range(1, blocks + 1):
                 h = self.block(features, stride if j == 1 else 1, name=f"stage{i}_block{j}")(h, train)
         h = jnp.mean(h, spatial_axes(h)) if self.head == "gap" else h.reshape(h.shape[0], -1)
-        return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(h).astype(jnp.float32)
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(h).astype(jnp.promote_types(self.dtype, jnp.float32))

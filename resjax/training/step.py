@@ -136,7 +136,7 @@ def train_step(
     accuracy = jnp.mean(hits, dtype=jnp.float32)
     if axis_name:
         loss, accuracy, grads = lax.pmean((loss, accuracy, grads), axis_name)
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     updates, opt_state = task.optimizer.update(grads, state.opt_state, state.params)
     new = state.replace(
         step=state.step + 1,

@@ -1,0 +1,224 @@
+"""What the experiments share: their flags, and running the cells of a study one after the other.
+
+A cell is one config. Its run is found again by its hash: the same command continues an interrupted study.
+"""
+
+import argparse
+import ast
+import logging
+import os
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import pandas as pd
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from resjax import config as config_lib
+from resjax.analysis import figures, tables
+from resjax.config import ConfigError
+from resjax.training import rundir
+
+Train = Callable[[ConfigDict, str | os.PathLike], Path]
+DATASETS = [name for name, entries in config_lib.PRESETS.items() if "dataset.name" in entries]
+
+
+def parser(module: str, description: str, smoke: Mapping) -> argparse.ArgumentParser:
+    """The flags every experiment has. `smoke`: what --smoke gives them where the command line does not."""
+    p = argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.set_defaults(smoke_defaults=dict(smoke))
+    flags = {
+        "datasets": {"default": "digits", "metavar": "A,B", "help": f"of {', '.join(DATASETS)}; %(default)s"},
+        "merges": {"default": "core", "metavar": "A,B", "help": "core, all, or names; %(default)s"},
+        "workdir": {"default": "runs", "metavar": "DIR", "help": "of the run directories; %(default)s"},
+        "out": {"metavar": "PATH", "help": "how the names of tables and figure begin; %(default)s"},
+        "smoke": {"action": "store_true", "help": "a small study of two minutes on two CPU cores"},
+        "set": {"action": "append", "default": [], "metavar": "KEY=VALUE", "help": "a config entry; repeatable"},
+    }
+    for name, options in flags.items():
+        p.add_argument(f"--{name}", **options)
+    reference = config_lib.flat(config_lib.base())
+    group = p.add_argument_group("short for --set", ", ".join(f"--{name}=N" for name in _SHORTCUTS))
+    for name, key in _SHORTCUTS.items():
+        group.add_argument(f"--{name}", type=type(reference[key]), help=argparse.SUPPRESS)
+    return p
+
+
+_SHORTCUTS = {name: key for name, key in config_lib.ALIASES.items() if name != "merge"}
+
+
+def parse(p: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The flags; what --smoke gives yields to what the command line says."""
+    args = p.parse_args(argv)
+    if args.smoke:
+        p.set_defaults(**args.smoke_defaults)
+        args = p.parse_args(argv)
+    return args
+
+
+def datasets(text: str) -> list[str]:
+    """The presets of a comma list. Raises ConfigError."""
+    return _chosen("--datasets", text, DATASETS)
+
+
+def merges(text: str, registry: Mapping) -> list[str]:
+    """`core`, `all` or a comma list of `resjax.models.merges.MERGES`. Raises ConfigError."""
+    if text in ("core", "all"):
+        return [name for name, merge in registry.items() if text == "all" or merge.core]
+    return _chosen("--merges", text, list(registry), "core, all, ")
+
+
+def _chosen(flag: str, text: str, allowed: list[str], more: str = "") -> list[str]:
+    names = list(dict.fromkeys(filter(None, (name.strip() for name in text.split(",")))))
+    for name in names or [""]:
+        if name not in allowed:
+            raise ConfigError(f"{flag}: unknown {name!r}; choose from {more}{', '.join(allowed)}")
+    return names
+
+
+def config(args: argparse.Namespace, dataset: str, merge: str, **entries) -> ConfigDict:
+    """The checked config of a cell: preset, then the command line, then `entries`. Raises ConfigError.
+
+    It is named after its merge, as those of configs/ are, so that runs made by resjax.main count as well.
+    """
+    c = config_lib.with_preset(config_lib.base(), dataset)
+    c.model.merge = c.name = merge
+    given = {key: getattr(args, name) for name, key in _SHORTCUTS.items() if getattr(args, name) is not None}
+    c.update_from_flattened_dict(given | dict(_setting(c, text) for text in args.set) | entries)
+    config_lib.check(c)
+    return c
+
+
+def _setting(c: ConfigDict, text: str) -> tuple[str, object]:
+    """`model.depth=14` -> ("model.depth", 14), with the type the entry has; an unset one holds a number."""
+    key, _, word = text.partition("=")
+    values = config_lib.flat(c)
+    if key not in values:
+        raise ConfigError(f"--set {text}: no config entry {key!r}; they are in resjax/config.py")
+    old = values[key]
+    if isinstance(old, str):
+        return key, word
+    try:
+        value = ast.literal_eval(word)
+    except (ValueError, SyntaxError):
+        raise ConfigError(f"--set {text}: {word!r} is not a value like {old!r}") from None
+    if isinstance(value, int) and not isinstance(value, bool) and isinstance(old, float):
+        value = float(value)  # or 1 and 1.0 would be two runs
+    if isinstance(old, tuple) and isinstance(value, (int, float)):
+        value = (value,)
+    return key, value
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a cell.
+
+    Attributes:
+      label: the cell in words.
+      config: of the cell.
+      run_dir: None if it failed.
+      table: `tables.summary` of it, with `reason`; one row without a seed if it failed.
+      trained: whether it was trained now; False if it had been finished before, or failed.
+    """
+
+    label: str
+    config: ConfigDict
+    run_dir: Path | None
+    table: pd.DataFrame
+    trained: bool
+
+    @property
+    def reason(self) -> str:
+        """Why the cell is incomplete; "" if it is not."""
+        return "; ".join(dict.fromkeys(filter(None, self.table["reason"])))
+
+
+def run(cells: Mapping[str, ConfigDict], train: Train, workdir: str, console: Console) -> list[Outcome]:
+    """Trains, continues or reuses the cells (label -> config); a failing cell does not stop the others.
+
+    Raises:
+      ConfigError: two cells are the same run.
+      KeyboardInterrupt: also if a run ended before it was finished, because it was told to stop.
+    """
+    labels: dict[str, str] = {}
+    for label, c in cells.items():
+        if (same := labels.setdefault(config_lib.hash8(c), label)) != label:
+            raise ConfigError(f"{same!r} and {label!r} are the same run: they have equal configs")
+    outcomes, began, reused = [], time.monotonic(), 0
+    for number, (label, c) in enumerate(cells.items(), start=1):
+        console.print(f"[{number}/{len(cells)}] {label}", markup=False, highlight=False)
+        cell_began = time.monotonic()
+        outcome = _run_cell(label, c, train, workdir)
+        outcomes.append(outcome)
+        now = time.monotonic()
+        reused += not outcome.trained
+        left = (now - began) / max(number - reused, 1) * (len(cells) - number)
+        past = "finished before" if outcome.run_dir else "failed"
+        how = _duration(now - cell_began) if outcome.trained else past
+        accuracy = f"{how}, {_accuracy(outcome.table)}, about {_duration(left)} left"
+        console.print(f"    {accuracy}", markup=False, highlight=False)
+        if outcome.reason:
+            console.print(f"    {outcome.reason}", markup=False, highlight=False, style="red")
+    return outcomes
+
+
+def _run_cell(label: str, c: ConfigDict, train: Train, workdir: str) -> Outcome:
+    try:
+        trained = rundir.read_status(rundir.path_of(c, workdir)).get("status") not in rundir.FINISHED
+        run_dir = train(c, workdir)
+        if rundir.read_status(run_dir).get("status") not in rundir.FINISHED:
+            raise KeyboardInterrupt
+        table = tables.summary([run_dir])
+        words = table["seed"].map("seed {} diverged in epoch ".format) + table["epoch"].astype(str)
+        table["reason"] = words.where(table["status"] == "diverged", "")
+        if trained or not (run_dir / "curves.png").exists():
+            figures.curves(run_dir)
+        return Outcome(label, c, run_dir, table, trained)
+    except Exception as error:  # one cell of many: name it, and go on
+        if not isinstance(error, ConfigError):
+            logging.getLogger(__name__).exception("%s failed", label)
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        failed = tables.config_columns(c) | {"status": "failed", "reason": reason}
+        table = pd.DataFrame([failed], columns=[*tables.summary([]).columns, "reason"])
+        return Outcome(label, c, None, table, trained=False)
+
+
+def _accuracy(table: pd.DataFrame) -> str:
+    """Validation accuracy where the cell has one: it serves a choice, to which the test set must not speak."""
+    for name in ("validation_accuracy", "OA"):
+        present = table[name].dropna()
+        if len(present):
+            return f"{name} {100 * present.mean():.2f} % (n = {len(present)})"
+    return "no accuracy"
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds} s"
+
+
+def table(outcomes: Sequence[Outcome]) -> pd.DataFrame:
+    """One row per (cell, seed), as `tables.summary` has them, with `reason`; a failed cell has one row."""
+    return pd.concat([o.table.dropna(axis="columns", how="all") for o in outcomes], ignore_index=True).reindex(
+        columns=[*tables.summary([]).columns, "reason"]
+    )
+
+
+def header(module: str, argv: Sequence[str], outcomes: Sequence[Outcome], seconds: float) -> dict[str, str]:
+    """What the tables say of their origin."""
+    trained = sum(o.trained for o in outcomes)
+    return {
+        "command": shlex.join(["python", "-m", module, *argv]),
+        **tables.provenance(o.run_dir for o in outcomes if o.run_dir),
+        "date": datetime.now().astimezone().isoformat(timespec="minutes"),
+        "wall time": f"{_duration(seconds)}, in which {trained} of {len(outcomes)} cells were trained",
+    }

@@ -1,0 +1,193 @@
+"""Q1: do merges that multiply or gate beat the sum, and on which data? Merges x data sets x seeds.
+
+  python -m experiments.compare --smoke
+  python -m experiments.compare --datasets=cifar10,cifar100,cifar100_coarse --merges=core --seeds=9 --tune
+
+Every merge is compared with `add` on the same seeds: mean paired difference in overall accuracy (OA) on the
+test set after the final epoch, its 95 % BCa interval, and a sign-flip p-value with Holm's correction over the
+merges of a data set. Diverged replicas are left out, and counted. With k merges and n seeds no corrected p
+falls below k * 2 / 2^n: the seven merges of the core need nine seeds to get below .05.
+
+--tune gives every merge the same budget of learning rates. Picked is the highest mean validation accuracy
+(ties: the lowest validation loss) among the rates with the fewest diverged replicas. 10 % of the training set
+validate, the replicas have other seeds than the final ones, and the test set has no say. The final runs use the
+picked rate and the whole training set.
+
+Writes OUT.csv (a row per cell and seed), OUT_differences.csv, OUT_tuning.csv, OUT.png and OUT.pdf.
+Exit code 1: a cell failed; 2: bad input, in one line.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+from ml_collections import ConfigDict
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from experiments import cells
+from resjax.analysis import figures, tables
+from resjax.config import ConfigError
+
+MODULE = "experiments.compare"
+BASELINE = "add"
+SMOKE = {"seeds": 2, "epochs": 3, "width": 8, "out": "results/compare_smoke", "tune_epochs": 2}
+VALIDATION = 0.1  # share of the training set, while tuning
+TUNING_SEED = 1000  # offset of the tuning replicas' seeds: who is picked for a lucky seed must not report it
+TUNING_COLUMNS = ("validation_accuracy", "validation_loss")  # all that a choice may look at
+
+Configs = dict[tuple[str, str], ConfigDict]  # (data set, merge) -> config
+
+
+def main(
+    argv: Sequence[str] | None = None, train: cells.Train | None = None, registry: Mapping | None = None
+) -> int:
+    """Runs the study; returns the exit code. `train` and `registry` replace the trainer and the merges."""
+    argv = sys.argv[1:] if argv is None else argv
+    args = cells.parse(_parser(), argv)
+    console, began = Console(), time.monotonic()
+    try:
+        if registry is None:
+            from resjax.models.merges import MERGES as registry
+        merges = dict.fromkeys([BASELINE, *cells.merges(args.merges, registry)])
+        configs = {(d, m): cells.config(args, d, m) for d in cells.datasets(args.datasets) for m in merges}
+        if train is None:
+            from resjax.training import loop, mesh
+
+            mesh.use_cpu_cores(next(iter(configs.values())))
+            train = loop.train
+        tuned, tuning = [], None
+        if args.tune:
+            tuned = tune(args, configs, train, console)
+            tuning = tuning_table(tuned)
+            configs = {(d, m): picked(args, d, m, tuning, console) for d, m in configs}
+        outcomes = cells.run({f"{d}, {m}": c for (d, m), c in configs.items()}, train, args.workdir, console)
+    except ConfigError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr)
+        return 130
+    results = cells.table(outcomes)
+    differences = tables.differences(results, baseline=BASELINE)
+    show(differences, outcomes, console)
+    header = cells.header(MODULE, argv, [*tuned, *outcomes], time.monotonic() - began)
+    written = {"": results, "_differences": differences} | ({} if tuning is None else {"_tuning": tuning})
+    paths = [tables.write_csv(table, f"{args.out}{suffix}.csv", header) for suffix, table in written.items()]
+    for path in paths + figures.forest(differences, args.out, BASELINE):
+        print(path)
+    return int(any(o.run_dir is None for o in [*tuned, *outcomes]))
+
+
+def _parser() -> argparse.ArgumentParser:
+    p = cells.parser(MODULE, __doc__, SMOKE)
+    p.set_defaults(out="results/compare")
+    group = p.add_argument_group("tuning of the learning rate")
+    group.add_argument("--tune", action="store_true", help="else all merges have the config's")
+    group.add_argument(
+        "--tune_factors", type=_numbers, default=(0.1, 0.3, 1.0, 3.0, 10.0), metavar="F,F",
+        help="of the config's rate; .1,.3,1,3,10",
+    )  # fmt: skip
+    group.add_argument("--tune_seeds", type=int, default=2, metavar="N", help="per rate; %(default)s")
+    group.add_argument("--tune_epochs", type=int, metavar="N", help="per rate; as the final runs")
+    return p
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(word) for word in text.split(","))
+
+
+def tune(
+    args: argparse.Namespace, configs: Configs, train: cells.Train, console: Console
+) -> list[cells.Outcome]:
+    """Trains every (data set, merge) at every rate of the budget, on what validation leaves of the training set."""
+    tried = {}
+    for (dataset, merge), c in configs.items():
+        for factor in args.tune_factors:
+            rate = float(f"{c.optimizer.learning_rate * factor:.6g}")  # .3, not .30000000000000004
+            entries = {
+                "optimizer.learning_rate": rate,
+                "dataset.validation": VALIDATION,
+                "seed": c.seed + TUNING_SEED,
+                "seeds": args.tune_seeds,
+                "epochs": args.tune_epochs or c.epochs,
+            }
+            tried[f"tuning {dataset}, {merge}, rate {rate:g}"] = cells.config(args, dataset, merge, **entries)
+    return cells.run(tried, train, args.workdir, console)
+
+
+def tuning_table(tuned: Sequence[cells.Outcome]) -> pd.DataFrame:
+    """All that was tried: a row per (data set, merge, rate, seed), with `picked` and `at_edge` of the grid."""
+    about = ["dataset", "merge", "learning_rate", "epochs", "hash", "seed", "status", "reason"]
+    tried = cells.table(tuned)[[*about, *TUNING_COLUMNS]]
+    tried["picked"] = tried["at_edge"] = False
+    for _, rows in tried.groupby(["dataset", "merge"], sort=False):
+        rate = pick(rows)
+        tried.loc[rows.index, "picked"] = rows["learning_rate"] == rate
+        tried.loc[rows.index, "at_edge"] = rate in (rows["learning_rate"].min(), rows["learning_rate"].max())
+    return tried
+
+
+def pick(rows: pd.DataFrame) -> float | None:
+    """The rate for one merge on one data set, as the module's docstring says; None if none gave a result."""
+    by_rate = rows.assign(lost=rows["status"] != "done").groupby("learning_rate")
+    means = by_rate[["lost", *TUNING_COLUMNS]].mean().dropna(subset=["validation_accuracy"])
+    best_first = means.sort_values(["lost", *TUNING_COLUMNS], ascending=[True, False, True])
+    return None if best_first.empty else float(best_first.index[0])
+
+
+def picked(
+    args: argparse.Namespace, dataset: str, merge: str, tuning: pd.DataFrame, console: Console
+) -> ConfigDict:
+    """The final config of a cell; says where the budget did not suffice."""
+    config = cells.config(args, dataset, merge)
+    label = tables.config_columns(config)["dataset"]
+    rows = tuning[(tuning["dataset"] == label) & (tuning["merge"] == merge) & tuning["picked"]]
+    where = f"{dataset}, {merge}"
+    if rows.empty:
+        console.print(f"warning: {where}: no rate gave a result; the config's is used", style="yellow")
+        return config
+    rate = float(rows["learning_rate"].iloc[0])
+    if rows["at_edge"].any():
+        text = f"warning: {where}: rate {rate:g} is at the edge of the grid; widen --tune_factors"
+        console.print(text, style="yellow", highlight=False)
+    return cells.config(args, dataset, merge, **{"optimizer.learning_rate": rate})
+
+
+def show(differences: pd.DataFrame, outcomes: Sequence[cells.Outcome], console: Console) -> None:
+    """Prints a table per data set, then who is missing from it and why."""
+    for dataset, rows in differences.groupby("dataset", sort=False):
+        title = f"{dataset}: overall accuracy (%), difference to {BASELINE} (percentage points), [95 % CI]"
+        table = Table("merge", title=title, title_justify="left", box=box.SIMPLE)
+        for name in ("OA", "difference", "p (Holm)", "n", *(["diverged"] if rows["diverged"].any() else [])):
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in rows.itertuples():
+            table.add_row(
+                row.merge,
+                _estimate(row.mean, row.ci_low, row.ci_high),
+                _estimate(row.difference, row.difference_low, row.difference_high, "+"),
+                "" if pd.isna(row.p_holm) else f"{row.p_holm:.3f}",
+                str(row.n),
+                *([str(row.diverged)] if rows["diverged"].any() else []),
+            )
+        console.print(table)
+        comparisons, pairs = int(rows["p"].notna().sum()), int(rows["pairs"].max())
+        if (least := comparisons * 2 / 2**pairs) > 0.05:
+            text = f"{pairs} seeds, {comparisons} comparisons: no corrected p can fall below {min(1, least):.3f}"
+            console.print(text, highlight=False)
+    for outcome in outcomes:
+        if outcome.reason:
+            console.print(f"{outcome.label}: {outcome.reason}", markup=False, highlight=False)
+
+
+def _estimate(value: float, low: float, high: float, sign: str = "") -> str:
+    """A fraction and its interval in percent; an interval that n does not allow is left out."""
+    interval = "" if pd.isna(low) else f" \\[{100 * low:{sign}.2f}, {100 * high:{sign}.2f}]"  # \\[: not markup
+    return "" if pd.isna(value) else f"{100 * value:{sign}.2f}{interval}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,245 @@
+"""Figures, drawn from tables alone. A merge has the same colour and marker in every figure.
+
+Colours are safe for colour-blind readers: those of Okabe and Ito (2008, "Color Universal Design") for the
+core merges, with grey in place of their yellow, which white paper swallows. The other merges have a lighter or
+darker tone of their family's colour; the marker tells them apart.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from resjax import stats
+from resjax.analysis import tables
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+MERGE_STYLES: dict[str, tuple[str, str]] = {  # merge -> colour, marker
+    # Sums
+    "add": ("#000000", "o"),
+    "add_bn": ("#4D4D4D", "s"),
+    "add_zero": ("#4D4D4D", "D"),
+    # Products
+    "mul": ("#D55E00", "X"),
+    "mul_bn": ("#E69F00", "s"),
+    "mul_bn1": ("#0072B2", "D"),
+    "mul_res": ("#8C3B00", "^"),
+    "mul_rezero": ("#8C3B00", "v"),
+    "homotopy": ("#8C3B00", "P"),
+    "geo": ("#F0986B", "<"),
+    "max": ("#F0986B", ">"),
+    # Sigmoid gates and their controls
+    "gate_sig": ("#009E73", "^"),
+    "gate_sig_bn": ("#56B4E9", "v"),
+    "sig_sig": ("#CC79A7", "P"),
+    "gate_2sig": ("#00543D", "o"),
+    "gate_alpha": ("#00543D", "s"),
+    "gate_tanh": ("#00543D", "D"),
+    "gate_exp": ("#00543D", "X"),
+    "iand": ("#66C9AD", "<"),
+    "gate_granularity": ("#66C9AD", ">"),
+    "arl": ("#66C9AD", "p"),
+    "nal": ("#66C9AD", "h"),
+    # Second order beside the sum
+    "pi": ("#00406B", "p"),
+    "pi_alpha": ("#00406B", "h"),
+    "sort": ("#00406B", "*"),
+    # Gates from the block's input
+    "highway": ("#7A3E62", "d"),
+    "shortcut_gate": ("#7A3E62", "H"),
+    # Attention
+    "se": ("#7F7F7F", "p"),
+    "cbam": ("#A6A6A6", "h"),
+    "eca": ("#A6A6A6", "*"),
+    "simam": ("#A6A6A6", "d"),
+    # Forward of one, backward of another
+    "swap_fwdmul_bwdadd": ("#B39700", "^"),
+    "swap_fwdadd_bwdmul": ("#B39700", "v"),
+    "stopgrad_s": ("#B39700", "<"),
+    "stopgrad_f": ("#B39700", ">"),
+}
+UNKNOWN = ("#7F7F7F", ".")  # a merge registered elsewhere
+
+RC = {
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E5E5E5",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "figure.dpi": 150,
+    "savefig.dpi": 200,
+    "pdf.fonttype": 42,  # TrueType, embedded: text stays text, and journals accept it
+    "ps.fonttype": 42,
+    "svg.fonttype": "none",
+}
+SPLITS = {  # split -> colour (None: the merge's), dashes
+    "train": ("#7F7F7F", (0, (4, 1.5))),
+    "validation": ("#7F7F7F", (0, (1, 1.2))),
+    "test": (None, "-"),
+}
+
+
+def style(merge: str) -> tuple[str, str]:
+    """Colour and marker of a merge."""
+    return MERGE_STYLES.get(merge, UNKNOWN)
+
+
+def curves(run_dir: str | os.PathLike) -> Path:
+    """Draws loss and accuracy per epoch into `curves.png` of the run directory.
+
+    A thin line is a replica; the thick one is the mean, and the band its pointwise 95 % CI, over the replicas
+    that did not diverge. A cross ends the line of one that did.
+
+    Raises:
+      ValueError: a file of the run directory is missing or damaged; one line that names it.
+    """
+    run_dir = Path(run_dir)
+    course, about = tables.load(run_dir), tables.config_columns(tables.read_config(run_dir))
+    broken = course[(course["split"] == "train") & (course["loss"].isna() | course["grad_norm"].isna())]
+    diverged = set(broken["seed"])
+    import matplotlib
+
+    with matplotlib.rc_context(RC):
+        figure = _figure(7.0, 2.9)
+        loss, accuracy = figure.subplots(1, 2)
+        lines = {}
+        for split, (colour, dashes) in SPLITS.items():
+            rows = course[course["split"] == split]
+            look = {"color": colour or style(about["merge"])[0], "linestyle": dashes}
+            if len(rows):
+                lines[split] = _course(loss, rows, "loss", 1, diverged, look)
+                _course(accuracy, rows, "accuracy", 100, diverged, look)
+        for axes, label in ((loss, f"loss ({_loss_unit(run_dir)})"), (accuracy, "accuracy (%)")):
+            axes.set_xlabel("epoch")
+            axes.set_ylabel(label)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        if (course["loss"] > 0).any():
+            loss.set_yscale("log")
+            _plain_log_ticks(loss)
+        accuracy.legend(lines.values(), lines.keys(), loc="lower right")
+        lost = f", {len(diverged)} diverged" if diverged else ""
+        n = course["seed"].nunique()
+        figure.suptitle(f"{about['merge']} on {about['dataset']}, depth {about['depth']}, n = {n}{lost}")
+        return _save(figure, run_dir / "curves.png")
+
+
+def _course(
+    axes: "Axes", rows: pd.DataFrame, metric: str, scale: float, diverged: set, look: dict
+) -> "Line2D":
+    """Draws one metric of one split; returns the line of the mean, for the legend."""
+    rows = rows.dropna(subset=[metric])
+    for seed, of_seed in rows.groupby("seed"):
+        x, y = of_seed["epoch"], scale * of_seed[metric]
+        axes.plot(x, y, linewidth=0.5, alpha=0.35, **look)
+        if seed in diverged:
+            axes.plot(x.iloc[-1:], y.iloc[-1:], color=look["color"], marker="x", markersize=5)
+    kept = rows[~rows["seed"].isin(diverged)]
+    points = [(epoch, stats.mean_ci(values)) for epoch, values in kept.groupby("epoch")[metric]]
+    epochs = [epoch for epoch, _ in points]
+    bounds = np.array([[ci["mean"], ci["ci_low"], ci["ci_high"]] for _, ci in points], float).reshape(-1, 3)
+    mean, low, high = scale * bounds.T
+    axes.fill_between(epochs, low, high, color=look["color"], alpha=0.18, linewidth=0)
+    marker = "o" if len(epochs) == 1 else None  # one point makes no line
+    return axes.plot(epochs, mean, linewidth=1.6, marker=marker, markersize=3, **look)[0]
+
+
+def forest(
+    differences: pd.DataFrame,
+    path: str | os.PathLike,
+    baseline: str = "add",
+    label: str = "overall accuracy",
+    scale: float = 100,
+    unit: str = "percentage points",
+) -> list[Path]:
+    """Draws the paired differences to the baseline with their 95 % CI, a panel per dataset.
+
+    Args:
+      differences: of `tables.differences`.
+      path: of the figure; its suffix is replaced by .png and .pdf.
+      baseline: the merge that was subtracted.
+      label: what was compared.
+      scale: factor from the table's unit to `unit`.
+      unit: of the drawn differences.
+
+    Returns:
+      The paths of both files.
+    """
+    import matplotlib
+
+    merges = [m for m in dict.fromkeys(differences["merge"]) if m != baseline]
+    datasets = list(dict.fromkeys(differences["dataset"]))
+    with matplotlib.rc_context(RC):
+        figure = _figure(1.5 + 2.7 * len(datasets), 1.35 + 0.24 * max(len(merges), 2))
+        panels = figure.subplots(1, len(datasets), sharey=True, squeeze=False)[0]
+        for axes, dataset in zip(panels, datasets, strict=True):
+            rows = differences[differences["dataset"] == dataset].set_index("merge")
+            _forest_panel(axes, rows, merges, scale)
+            axes.set_title(_forest_title(dataset, rows, baseline, scale))
+        panels[0].set_yticks(range(len(merges)), merges)
+        panels[0].set_ylim(len(merges) - 0.4, -0.6)
+        words = (f"difference in {label} to {baseline}", f"({unit}; paired by seed, 95 % CI)")
+        figure.supxlabel((" " if len(datasets) > 1 else "\n").join(words), fontsize=9)
+        return [_save(figure, Path(path).with_suffix(suffix)) for suffix in (".png", ".pdf")]
+
+
+def _forest_title(dataset: str, rows: pd.DataFrame, baseline: str, scale: float) -> str:
+    if baseline not in rows.index or not rows.loc[baseline, "n"]:
+        return f"{dataset}\nno {baseline}"
+    reference = rows.loc[baseline]
+    return f"{dataset}\n{baseline}: {scale * reference['mean']:.2f} %, n = {reference['n']:.0f}"
+
+
+def _forest_panel(axes: "Axes", rows: pd.DataFrame, merges: Sequence[str], scale: float) -> None:
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.grid(visible=False, axis="y")
+    beside = axes.get_yaxis_transform()
+    for y, merge in enumerate(merges):
+        if merge not in rows.index:
+            continue
+        row = rows.loc[merge]
+        colour, marker = style(merge)
+        low, mean, high = scale * row[["difference_low", "difference", "difference_high"]].astype(float)
+        axes.plot([low, high], [y, y], color=colour, linewidth=1.6)
+        edge = {"markeredgecolor": "white", "markeredgewidth": 0.5}
+        axes.plot(mean, y, color=colour, marker=marker, markersize=7, **edge)
+        note = f"n = {row['pairs']:.0f}" + (f", {row['diverged']:.0f} diverged" if row["diverged"] else "")
+        axes.text(1.02, y, note, transform=beside, va="center", fontsize=7, color="#595959")
+
+
+def _figure(width: float, height: float) -> "Figure":
+    """An empty figure of so many inches, without pyplot: no window, and no global state to clean up."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: "Figure", path: Path) -> Path:
+    with tables.replacing(path) as temporary:
+        figure.savefig(temporary)
+    return path
+
+
+def _loss_unit(run_dir: Path) -> str:
+    return {"ce": "nats", "mse": "squared error"}[tables.read_config(run_dir).loss.name]
+
+
+def _plain_log_ticks(axes: "Axes") -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5), numticks=12))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())

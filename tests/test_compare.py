@@ -1,0 +1,189 @@
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+from fake_runs import write_run
+
+from experiments import cells, compare
+from resjax import config as config_lib
+from resjax.config import ConfigError
+
+REGISTRY = {m: SimpleNamespace(core=m in ("add", "mul")) for m in ("add", "mul", "se")}
+
+
+class Trainer:
+    """Stands in for resjax.training.loop.train: same contract, made-up numbers."""
+
+    def __init__(self, accuracy=lambda c, seed: 0.9, diverged=lambda c: {}, fails=()):
+        self.accuracy, self.diverged, self.fails, self.trained = accuracy, diverged, fails, []
+
+    def __call__(self, config, workdir) -> Path:
+        if config.model.merge in self.fails:
+            raise RuntimeError("out of memory\nsecond line")
+        run_dir = Path(workdir) / f"{config.name}-{config_lib.hash8(config)}"
+        if (run_dir / "status.json").exists():
+            return run_dir
+        self.trained.append(config)
+        seeds = range(config.seed, config.seed + config.seeds)
+        return write_run(config, Path(workdir), {s: self.accuracy(config, s) for s in seeds}, self.diverged(config))
+
+
+@pytest.fixture
+def study(tmp_path):
+    def run(*argv, train=None):
+        paths = [f"--workdir={tmp_path / 'runs'}", f"--out={tmp_path / 'out'}", "--epochs=2"]
+        return compare.main([*paths, *argv], train or Trainer(), REGISTRY)
+
+    run.read = lambda suffix: pd.read_csv(tmp_path / f"out{suffix}.csv", comment="#")
+    run.out = tmp_path / "out"
+    return run
+
+
+def test_a_study_writes_its_tables_and_figure(study, capsys):
+    train = Trainer(lambda c, s: 0.8 + 0.01 * s - 0.02 * (c.model.merge == "mul"))
+    assert study("--datasets=digits,mnist", "--seeds=3", train=train) == 0
+    results, differences = study.read(""), study.read("_differences").set_index(["dataset", "merge"])
+    assert len(results) == 2 * 2 * 3
+    assert differences.loc[("mnist", "mul"), "difference"] == pytest.approx(-0.02)
+    header = Path(f"{study.out}.csv").read_text().split("dataset,")[0]
+    assert "# command: python -m experiments.compare --workdir=" in header and "--seeds=3" in header
+    assert "# commit: 0123abc" in header and "# device: 1 x cpu" in header
+    assert "# wall time: " in header and "4 of 4 cells were trained" in header
+    assert all(Path(f"{study.out}{suffix}").exists() for suffix in (".png", ".pdf"))
+    out = capsys.readouterr().out
+    assert "-2.00 [-2.00, -2.00]" in out and "[4/4] mnist, mul" in out
+    assert "3 seeds, 1 comparisons: no corrected p can fall below 0.250" in out
+
+
+def test_a_finished_cell_is_not_trained_again(study):
+    first, second = Trainer(), Trainer()
+    assert study("--seeds=2", train=first) == study("--seeds=2", "--merges=all", train=second) == 0
+    assert [c.model.merge for c in second.trained] == ["se"]
+    assert "1 of 3 cells were trained" in Path(f"{study.out}.csv").read_text()
+
+
+def test_a_failing_and_a_diverging_cell_are_named_and_the_rest_goes_on(study, capsys):
+    train = Trainer(diverged=lambda c: {1: 2} if c.model.merge == "se" else {}, fails=["mul"])
+    assert study("--merges=all", "--seeds=3", train=train) == 1
+    results = study.read("")
+    failed = results[results["merge"] == "mul"]
+    assert failed["status"].tolist() == ["failed"]
+    assert failed["reason"].tolist() == ["RuntimeError: out of memory second line"]
+    assert results[results["merge"] == "se"]["reason"].dropna().tolist() == ["seed 1 diverged in epoch 2"]
+    differences = study.read("_differences").set_index("merge")
+    assert differences.loc["se", ["n", "pairs", "diverged"]].tolist() == [2, 2, 1]
+    assert differences.loc["mul", "n"] == 0
+    out = capsys.readouterr().out
+    assert "digits, mul: RuntimeError: out of memory second line" in out
+    assert "digits, se: seed 1 diverged in epoch 2" in out
+
+
+def test_the_baseline_is_always_there(study):
+    train = Trainer()
+    study("--merges=se", "--seeds=2", train=train)
+    assert [c.model.merge for c in train.trained] == ["add", "se"]
+
+
+def test_a_run_that_was_stopped_stops_the_study(study, capsys, tmp_path):
+    def interrupted(config, workdir):
+        run_dir = write_run(config, Path(workdir), {0: 0.9})
+        (run_dir / "status.json").write_text('{"status": "interrupted", "epoch": 1}')
+        return run_dir
+
+    assert study(train=interrupted) == 130
+    assert "the same command continues" in capsys.readouterr().err
+    assert not Path(f"{study.out}.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("--datasets=cifar11", "cifar10, cifar100"),
+        ("--datasets=", "digits"),
+        ("--merges=mull", "core, all, add, mul, se"),
+        ("--set=model.depht=14", "model.depht"),
+        ("--set=model.depth=deep", "'deep'"),
+        ("--set=model.depth=9", "6n+2"),
+        ("--set=model.norm=bm", "bn, ln, gn, none"),
+        ("--learning_rate=nan", "must lie in"),
+    ],
+)
+def test_bad_input_ends_with_one_line_before_anything_is_trained(study, capsys, argument, said):
+    train = Trainer()
+    assert study(argument, train=train) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and not train.trained
+
+
+def test_equal_cells_are_refused(study, capsys):
+    assert study("--datasets=cifar10,cifar10_500each", "--train_size=100") == 2
+    assert "same run" in capsys.readouterr().err
+
+
+def _args(*argv):
+    return cells.parse(cells.parser("m", "d", {"seeds": 2, "epochs": 3}), argv)
+
+
+def test_settings_get_the_type_of_their_entry_and_the_last_word():
+    settings = ("model.depth=14", "optimizer.weight_decay=0", "schedule.milestones=.3,.6", "model.scale=.3")
+    args = _args("--datasets=mnist", "--depth=8", *(f"--set={s}" for s in settings), "--set=model.norm=ln")
+    c = cells.config(args, "mnist", "mul")
+    assert (c.model.depth, c.model.norm, c.model.scale, c.schedule.milestones) == (14, "ln", 0.3, (0.3, 0.6))
+    assert type(c.optimizer.weight_decay) is float  # 0 and 0.0 would be two runs
+    assert c.name == c.model.merge == "mul" and c.dataset.name == "mnist"
+    with pytest.raises(ConfigError):
+        cells.config(_args("--set=epochs=2.5"), "mnist", "mul")
+
+
+def test_smoke_yields_to_the_command_line():
+    assert (_args().seeds, _args("--smoke").seeds, _args("--smoke", "--seeds=5").seeds) == (None, 2, 5)
+    assert _args("--smoke", "--seeds=5").epochs == 3
+
+
+def test_tuning_picks_by_validation_alone_and_trains_on_everything(study, capsys):
+    best = {"add": 0.03, "mul": 0.1}
+
+    def accuracy(c, seed):
+        distance = abs(c.optimizer.learning_rate - best[c.model.merge])
+        return 0.9 - distance + 0.01 * (seed % 1000)
+
+    class TestKnowsBetter(Trainer):
+        def __call__(self, config, workdir):
+            run_dir = super().__call__(config, workdir)
+            content = (run_dir / "summary.json").read_text()
+            reached = 1 - config.optimizer.learning_rate  # the lower the rate, the better the test set
+            (run_dir / "summary.json").write_text(content.replace('"OA": 0', f'"OA": {reached}, "_": 0'))
+            return run_dir
+
+    train = TestKnowsBetter(accuracy)
+    assert study("--tune", "--tune_factors=.01,.1,.3,1", "--tune_epochs=1", "--seeds=3", train=train) == 0
+    tuning, final = train.trained[:8], train.trained[8:]
+    assert {(c.dataset.validation, c.seed, c.seeds, c.epochs) for c in tuning} == {(0.1, 1000, 2, 1)}
+    assert {(c.dataset.validation, c.seed, c.seeds, c.epochs) for c in final} == {(0.0, 0, 3, 2)}
+    assert {c.model.merge: c.optimizer.learning_rate for c in final} == best
+    table = study.read("_tuning")
+    assert len(table) == 2 * 4 * 2 and not {"OA", "test_loss", "AA", "kappa"} & set(table)
+    assert table[table["picked"]].groupby("merge")["learning_rate"].first().to_dict() == best
+    assert table.groupby("merge")["at_edge"].first().to_dict() == {"add": False, "mul": True}
+    out = capsys.readouterr().out
+    assert "warning: digits, mul: rate 0.1 is at the edge" in out and "digits, add: rate" not in out
+
+
+def _tried(*rows):
+    return pd.DataFrame(rows, columns=["learning_rate", "status", "validation_accuracy", "validation_loss"])
+
+
+def test_pick():
+    a, b = (0.1, "done", 0.9, 0.5), (0.3, "done", 0.9, 0.4)
+    assert compare.pick(_tried(a, b)) == 0.3  # a tie in accuracy: the lower loss
+    assert compare.pick(_tried(a, b, (0.3, "diverged", None, None))) == 0.1  # one of its replicas was lost
+    assert compare.pick(_tried(a, a, (0.3, "done", 0.99, 0.1), (0.3, "done", 0.7, 0.1))) == 0.1  # the mean counts
+    assert compare.pick(_tried((0.1, "diverged", None, None), (0.3, "failed", None, None))) is None
+
+
+def test_without_any_usable_rate_the_configs_is_trained(study, capsys):
+    train = Trainer(diverged=lambda c: {1000: 1, 1001: 1} if c.seed else {})
+    assert study("--tune", "--tune_factors=1,3", "--seeds=2", train=train) == 0
+    assert [c.optimizer.learning_rate for c in train.trained[-2:]] == [0.1, 0.1]
+    assert "no rate gave a result" in capsys.readouterr().out

@@ -1,0 +1,98 @@
+"""Presets, one-line refusals, and the hash that names a run."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from resjax import config as config_lib
+from resjax.config import ConfigError
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+def changed(**changes):
+    config = config_lib.base()
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    return config
+
+
+def test_the_base_config_is_allowed():
+    config_lib.check(config_lib.base())
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"optimizer.learning_rate": float("nan")}, "must lie in"),
+    ({"optimizer.learning_rate": float("inf")}, "must lie in"),
+    ({"model.depth": -3}, "must lie in"),
+    ({"model.depth": 21}, "6n.2"),
+    ({"model.name": "mlp", "model.depth": 7}, "2n.2"),
+    ({"seeds": 0}, "must lie in"),
+    ({"model.norm": "batch"}, "choose from bn, ln, gn, none"),
+    ({"name": "../escape"}, "names a directory"),
+    ({"name": ""}, "names a directory"),
+    ({"early_stopping": 3}, "validation"),
+    ({"schedule.name": "step", "schedule.milestones": (0.7, 0.5)}, "must increase"),
+    ({"schedule.milestones": (0.5, 7.0)}, "must lie in"),
+    ({"dpeth": 3}, "unknown key"),
+])  # fmt: skip
+def test_refusals_are_one_line(change, words):
+    with pytest.raises(ConfigError, match=words) as e:
+        config_lib.check(changed(**change))
+    assert "\n" not in str(e.value)
+
+
+def test_every_rule_names_an_existing_key():
+    keys = set(config_lib.flat(config_lib.base()))
+    assert set(config_lib.RANGES) <= keys and set(config_lib.CHOICES) <= keys
+    assert set(config_lib.ALIASES.values()) <= keys
+    assert all(set(preset) <= keys for preset in config_lib.PRESETS.values())
+
+
+def test_every_number_has_a_range_and_every_word_a_check():
+    free = {"name", "dataset.name", "dataset.data_dir", "dataset.cache_dir", "model.merge"}  # checked elsewhere
+    for key, value in config_lib.flat(config_lib.base()).items():
+        assert key in free or key in (config_lib.CHOICES if isinstance(value, str) else config_lib.RANGES), key
+
+
+@pytest.mark.parametrize("preset", config_lib.PRESETS)
+def test_presets_are_allowed(preset):
+    config_lib.check(config_lib.with_preset(config_lib.base(), preset))
+
+
+def test_a_preset_string():
+    config = config_lib.with_preset(config_lib.base(), "dataset=cifar100,depth=20,resnet18,learning_rate=.3")
+    assert config.dataset.name == "cifar100" and config.dataset.augment == "crop_flip"
+    assert config.model.name == "resnet18" and config.model.depth == 20
+    assert config.optimizer.learning_rate == 0.3
+
+
+@pytest.mark.parametrize("text", ["cifar11", "depht=20", "depth=deep", "dataset=", "=3"])
+def test_bad_preset_strings(text):
+    with pytest.raises(ConfigError):
+        config_lib.with_preset(config_lib.base(), text)
+
+
+def test_the_hash_depends_on_the_numbers_and_not_on_paths():
+    base = config_lib.hash8(config_lib.base())
+    assert config_lib.hash8(changed(**{"dataset.cache_dir": "/elsewhere", "checkpoint_keep": 5})) == base
+    assert config_lib.hash8(changed(**{"seed": 1})) != base
+    assert len(base) == 8 and int(base, 16) >= 0
+
+
+def test_json_holds_the_whole_config():
+    config = changed(**{"model.scale": 0.5})
+    assert json.loads(config_lib.to_json(config))["model"]["scale"] == 0.5
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_config_files(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config("cifar10,seeds=3")
+    config_lib.check(config)
+    assert config.model.merge == ("add" if path.stem == "default" else path.stem) == config.name
+    assert config.seeds == 3 and config.dataset.name == "cifar10"

@@ -1,0 +1,95 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from resjax.models.conv import conv2d
+
+SHAPES = [(2, 1, 16), (2, 5, 4), (3, 4, 8), (4, 32, 32), (5, 3, 16), (6, 16, 16), (8, 1, 16), (8, 16, 16), (8, 8, 32), (9, 16, 8), (16, 16, 16), (10, 17, 16)]
+CASES = [(H, C, F, K, s) for H, C, F in SHAPES for K in (1, 3) for s in (1, 2)]
+
+
+def reference(x, w, stride):
+    p = w.shape[0] // 2
+    dims = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, w, (stride, stride), [(p, p)] * 2, dimension_numbers=dims, precision="highest")
+
+
+def arrays(H, C, F, K, B=3, W=None, dtype=jnp.float32):
+    rng = np.random.default_rng(H + C)
+    x = rng.normal(size=(B, H, W or H, C))
+    w = rng.normal(size=(K, K, C, F)) / np.sqrt(K * K * C)
+    return jnp.asarray(x, dtype), jnp.asarray(w, dtype)
+
+
+def close(a, b, tolerance=2e-5):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(b).max()), a, b)
+
+
+@pytest.mark.parametrize(("H", "C", "F", "K", "s"), CASES)
+def test_values_and_gradients(H, C, F, K, s):
+    x, w = arrays(H, C, F, K)
+    y, vjp = jax.vjp(lambda x, w: reference(x, w, s), x, w)
+    dy = jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape)
+    y2, vjp2 = jax.vjp(jax.jit(lambda x, w: conv2d(x, w, s)), x, w)
+    close(y2, y)
+    close(vjp2(dy), vjp(dy))
+    tangents = jnp.sin(x), jnp.cos(w)
+    close(
+        jax.jvp(lambda x, w: conv2d(x, w, s), (x, w), tangents)[1],
+        jax.jvp(lambda x, w: reference(x, w, s), (x, w), tangents)[1],
+    )
+
+
+@pytest.mark.parametrize("s", [1, 2])
+@pytest.mark.parametrize(("H", "W"), [(4, 6), (7, 4), (1, 1), (1, 2), (2, 3), (8, 5)])
+def test_oblong_maps(H, W, s):
+    x, w = arrays(H, 4, 8, 3, W=W)
+    close(conv2d(x, w, s), reference(x, w, s))
+    for i in (0, 1):
+        close(*(jax.grad(lambda *a, f=f: jnp.sum(f(*a, s) ** 2), i)(x, w) for f in (conv2d, reference)))
+
+
+@pytest.mark.parametrize("s", [1, 2])
+@pytest.mark.parametrize("H", [2, 5, 8])
+@pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0), (1, None), (1, 3)])
+def test_vmap(H, s, axes):
+    x, w = arrays(H, 4, 16, 3)
+    x = x if axes[0] is None else jnp.stack([x, 2 * x, x**2], axes[0])
+    w = w if axes[1] is None else jnp.stack([w, w + 1, w**2], axes[1])
+    for g in (lambda f: f, lambda f: jax.grad(lambda *a: jnp.sum(f(*a) ** 2), (0, 1))):
+        close(*(jax.vmap(g(lambda x, w, f=f: f(x, w, s)), axes)(x, w) for f in (conv2d, reference)))
+
+
+@pytest.mark.parametrize("s", [1, 2])
+@pytest.mark.parametrize("H", [2, 5, 8])
+def test_higher_derivatives_and_loops(H, s):
+    x, w = arrays(H, 4, 16, 3, B=2)
+
+    def outer(f):
+        def loss(x, w):
+            return jnp.sum(jnp.tanh(f(x, w, s)) ** 2)
+
+        hvp = jax.jvp(jax.grad(loss, (0, 1)), (x, w), (jnp.sin(x), jnp.cos(w)))[1]
+        twice = jax.grad(lambda x, w: sum(jnp.sum(g**2) for g in jax.grad(loss, (0, 1))(x, w)), (0, 1))(x, w)
+        per_example = jax.vmap(jax.grad(lambda w, x: loss(x[None], w)), (None, 0))(w, x)
+        looped = jax.jit(lambda: lax.map(lambda c: jax.grad(loss, (0, 1))(c * x, w), jnp.arange(1.0, 3)))()
+        return hvp, twice, per_example, looped
+
+    close(outer(conv2d), outer(reference), 2e-4)
+
+
+def test_types():
+    x, w = arrays(8, 4, 16, 3, dtype=jnp.bfloat16)
+    assert conv2d(x, w).dtype == jnp.bfloat16
+    close(conv2d(x, w).astype(jnp.float32), reference(x.astype(jnp.float32), w.astype(jnp.float32), 1), 2e-2)
+    with jax.enable_x64(True):
+        x, w = arrays(8, 4, 16, 3, dtype=jnp.float64)
+        close(*(jax.grad(lambda *a, f=f: jnp.sum(f(*a, 1) ** 2), (0, 1))(x, w) for f in (conv2d, reference)), 1e-12)
+
+
+@pytest.mark.parametrize(("x", "w", "s"), [((2, 8, 8, 3), (5, 5, 3, 4), 1), ((2, 8, 8, 3), (3, 3, 4, 4), 1), ((2, 8, 8, 3), (3, 3, 3, 4), 3)])
+def test_refuses(x, w, s):
+    with pytest.raises(ValueError, match="conv2d"):
+        conv2d(jnp.ones(x), jnp.ones(w), s)
