@@ -41,7 +41,7 @@ def parser(module: str, description: str, smoke: Mapping) -> argparse.ArgumentPa
         "workdir": {"default": "runs", "metavar": "DIR", "help": "of the run directories; %(default)s"},
         "out": {"metavar": "PATH", "help": "how the names of tables and figure begin; %(default)s"},
         "smoke": {"action": "store_true", "help": "a small study of two minutes on two CPU cores"},
-        "set": {"action": "append", "default": [], "metavar": "KEY=VALUE", "help": "a config entry; repeatable"},
+        "set": {"action": "append", "default": [], "metavar": "KEY=VALUE", "help": "an entry; repeatable"},
     }
     for name, options in flags.items():
         p.add_argument(f"--{name}", **options)
@@ -92,7 +92,10 @@ def config(args: argparse.Namespace, dataset: str, merge: str, **entries) -> Con
     c = config_lib.with_preset(config_lib.base(), dataset)
     c.model.merge = c.name = merge
     given = {key: getattr(args, name) for name, key in _SHORTCUTS.items() if getattr(args, name) is not None}
-    c.update_from_flattened_dict(given | dict(_setting(c, text) for text in args.set) | entries)
+    try:
+        c.update_from_flattened_dict(given | dict(_setting(c, text) for text in args.set) | entries)
+    except TypeError as error:
+        raise ConfigError(f"--set: {error}") from None
     config_lib.check(c)
     return c
 
@@ -192,7 +195,7 @@ def _run_cell(label: str, c: ConfigDict, train: Train, workdir: str) -> Outcome:
 
 
 def _accuracy(table: pd.DataFrame) -> str:
-    """Validation accuracy where the cell has one: it serves a choice, to which the test set must not speak."""
+    """Validation accuracy where the cell has one: it serves a choice, in which the test set has no say."""
     for name in ("validation_accuracy", "OA"):
         present = table[name].dropna()
         if len(present):
@@ -208,9 +211,8 @@ def _duration(seconds: float) -> str:
 
 def table(outcomes: Sequence[Outcome]) -> pd.DataFrame:
     """One row per (cell, seed), as `tables.summary` has them, with `reason`; a failed cell has one row."""
-    return pd.concat([o.table.dropna(axis="columns", how="all") for o in outcomes], ignore_index=True).reindex(
-        columns=[*tables.summary([]).columns, "reason"]
-    )
+    filled = [o.table.dropna(axis="columns", how="all") for o in outcomes]  # pandas warns of empty columns
+    return pd.concat(filled, ignore_index=True).reindex(columns=[*tables.summary([]).columns, "reason"])
 
 
 def header(module: str, argv: Sequence[str], outcomes: Sequence[Outcome], seconds: float) -> dict[str, str]:

@@ -10,8 +10,8 @@ falls below k * 2 / 2^n: the seven merges of the core need nine seeds to get bel
 
 --tune gives every merge the same budget of learning rates. Picked is the highest mean validation accuracy
 (ties: the lowest validation loss) among the rates with the fewest diverged replicas. 10 % of the training set
-validate, the replicas have other seeds than the final ones, and the test set has no say. The final runs use the
-picked rate and the whole training set.
+validate, the replicas have other seeds than the final ones, and the test set has no say. The final runs use
+the picked rate and the whole training set.
 
 Writes OUT.csv (a row per cell and seed), OUT_differences.csv, OUT_tuning.csv, OUT.png and OUT.pdf.
 Exit code 1: a cell failed; 2: bad input, in one line.
@@ -42,9 +42,7 @@ TUNING_COLUMNS = ("validation_accuracy", "validation_loss")  # all that a choice
 Configs = dict[tuple[str, str], ConfigDict]  # (data set, merge) -> config
 
 
-def main(
-    argv: Sequence[str] | None = None, train: cells.Train | None = None, registry: Mapping | None = None
-) -> int:
+def main(argv: Sequence[str] | None = None, train: cells.Train | None = None, registry: Mapping | None = None) -> int:
     """Runs the study; returns the exit code. `train` and `registry` replace the trainer and the merges."""
     argv = sys.argv[1:] if argv is None else argv
     args = cells.parse(_parser(), argv)
@@ -100,10 +98,8 @@ def _numbers(text: str) -> tuple[float, ...]:
     return tuple(float(word) for word in text.split(","))
 
 
-def tune(
-    args: argparse.Namespace, configs: Configs, train: cells.Train, console: Console
-) -> list[cells.Outcome]:
-    """Trains every (data set, merge) at every rate of the budget, on what validation leaves of the training set."""
+def tune(args: argparse.Namespace, configs: Configs, train: cells.Train, console: Console) -> list[cells.Outcome]:
+    """Trains every (data set, merge) at every rate, on what validation leaves of the training set."""
     tried = {}
     for (dataset, merge), c in configs.items():
         for factor in args.tune_factors:
@@ -120,7 +116,7 @@ def tune(
 
 
 def tuning_table(tuned: Sequence[cells.Outcome]) -> pd.DataFrame:
-    """All that was tried: a row per (data set, merge, rate, seed), with `picked` and `at_edge` of the grid."""
+    """All that was tried: a row per (data set, merge, rate, seed); `at_edge`: the pick ends the grid."""
     about = ["dataset", "merge", "learning_rate", "epochs", "hash", "seed", "status", "reason"]
     tried = cells.table(tuned)[[*about, *TUNING_COLUMNS]]
     tried["picked"] = tried["at_edge"] = False
@@ -139,9 +135,7 @@ def pick(rows: pd.DataFrame) -> float | None:
     return None if best_first.empty else float(best_first.index[0])
 
 
-def picked(
-    args: argparse.Namespace, dataset: str, merge: str, tuning: pd.DataFrame, console: Console
-) -> ConfigDict:
+def picked(args: argparse.Namespace, dataset: str, merge: str, tuning: pd.DataFrame, console: Console) -> ConfigDict:
     """The final config of a cell; says where the budget did not suffice."""
     config = cells.config(args, dataset, merge)
     label = tables.config_columns(config)["dataset"]
@@ -160,8 +154,9 @@ def picked(
 def show(differences: pd.DataFrame, outcomes: Sequence[cells.Outcome], console: Console) -> None:
     """Prints a table per data set, then who is missing from it and why."""
     for dataset, rows in differences.groupby("dataset", sort=False):
-        title = f"{dataset}: overall accuracy (%), difference to {BASELINE} (percentage points), [95 % CI]"
-        table = Table("merge", title=title, title_justify="left", box=box.SIMPLE)
+        text = f"\n{dataset}: overall accuracy (%), difference to {BASELINE} (percentage points), [95 % CI]"
+        console.print(text, markup=False, highlight=False)
+        table = Table("merge", box=box.SIMPLE)
         for name in ("OA", "difference", "p (Holm)", "n", *(["diverged"] if rows["diverged"].any() else [])):
             table.add_column(name, justify="right", no_wrap=True)
         for row in rows.itertuples():
@@ -176,7 +171,7 @@ def show(differences: pd.DataFrame, outcomes: Sequence[cells.Outcome], console: 
         console.print(table)
         comparisons, pairs = int(rows["p"].notna().sum()), int(rows["pairs"].max())
         if (least := comparisons * 2 / 2**pairs) > 0.05:
-            text = f"{pairs} seeds, {comparisons} comparisons: no corrected p can fall below {min(1, least):.3f}"
+            text = f"{pairs} seeds, {comparisons} comparisons: no corrected p falls below {min(1, least):.3f}"
             console.print(text, highlight=False)
     for outcome in outcomes:
         if outcome.reason:
@@ -184,8 +179,8 @@ def show(differences: pd.DataFrame, outcomes: Sequence[cells.Outcome], console: 
 
 
 def _estimate(value: float, low: float, high: float, sign: str = "") -> str:
-    """A fraction and its interval in percent; an interval that n does not allow is left out."""
-    interval = "" if pd.isna(low) else f" \\[{100 * low:{sign}.2f}, {100 * high:{sign}.2f}]"  # \\[: not markup
+    """A fraction and its interval in percent, for rich, whose markup `[` begins unless escaped."""
+    interval = "" if pd.isna(low) else f" \\[{100 * low:{sign}.2f}, {100 * high:{sign}.2f}]"
     return "" if pd.isna(value) else f"{100 * value:{sign}.2f}{interval}"
 
 

@@ -1,1 +1,1 @@
-"""resjax: residual networks that add, multiply or gate their two feature maps, and instruments to tell why they differ."""
+"""Residual networks that add, multiply or gate their two feature maps, and instruments to tell why they differ."""

@@ -57,7 +57,9 @@ def base() -> ConfigDict:
     c.model.shortcut = "B"  # at a change of shape: A zero-pads channels, B is a 1x1 convolution
     c.model.activation = "relu"  # inside the branch and after the stem
     c.model.scale = config_dict.placeholder(float)  # init g of the branch's last norm; None: the merge's own
-    c.model.gate_bias = config_dict.placeholder(float)  # init, highway and shortcut_gate only; None: the merge's own (-6)
+    c.model.gate_bias = config_dict.placeholder(
+        float
+    )  # init, highway and shortcut_gate only; None: the merge's own (-6)
     c.model.granularity = "channel"  # gate_granularity only: what one gate value covers
     c.model.dropout = 0.0  # rate inside the branch, between its two layers
     c.model.head = "gap"
@@ -187,7 +189,9 @@ def with_preset(config: ConfigDict, text: str) -> ConfigDict:
         if not equals or key == "dataset":
             preset = value if equals else key
             if preset not in PRESETS:
-                raise ConfigError(f"unknown preset {preset!r}: choose from {', '.join(PRESETS)}, or set config.dataset.name")
+                raise ConfigError(
+                    f"unknown preset {preset!r}: choose from {', '.join(PRESETS)}, or set config.dataset.name"
+                )
             config.update_from_flattened_dict(PRESETS[preset])
         elif key in ALIASES:
             kind = type(flat(config)[ALIASES[key]])
@@ -248,12 +252,16 @@ def _check_type(key: str, value, reference) -> None:
 
 
 def _article(kind: type) -> str:
-    return {int: "an integer", float: "a number", str: "a word", tuple: "a tuple of numbers", bool: "True or False"}[kind]
+    return {int: "an integer", float: "a number", str: "a word", tuple: "a tuple of numbers", bool: "True or False"}[
+        kind
+    ]
 
 
 def _check_depth(model: ConfigDict) -> None:
     if model.name == "resnet" and (model.depth < 8 or model.depth % 6 != 2):
-        raise ConfigError(f"config.model.depth={model.depth}: a CIFAR ResNet has depth 6n+2, such as 8, 14, 20, 32, 56, 110")
+        raise ConfigError(
+            f"config.model.depth={model.depth}: a CIFAR ResNet has depth 6n+2, such as 8, 14, 20, 32, 56, 110"
+        )
     if model.name == "mlp" and (model.depth < 4 or model.depth % 2):
         raise ConfigError(f"config.model.depth={model.depth}: a residual mlp has depth 2n+2, such as 4, 6, 8")
 

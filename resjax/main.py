@@ -35,12 +35,13 @@ def main(argv: list[str]) -> int:
         mesh.use_cpu_cores(config)
         before = rundir.read_status(rundir.path_of(config, WORKDIR.value)).get("status")
         path = loop.train(config, WORKDIR.value)
-        if before in rundir.FINISHED:
-            print("finished before: nothing to do")
         from resjax.analysis import figures, report
 
-        figures.curves(path)
+        if not (path / "curves.png").exists():
+            figures.curves(path)
         report.print_run(path)
+        if before in rundir.FINISHED:
+            print("this run was finished before: nothing was done")
     except ConfigError as e:
         return _fail(e)
     diverged = rundir.read_status(path)["diverged"]
@@ -55,7 +56,9 @@ def _parse(argv: list[str]):
     try:
         rest = flags.FLAGS(argv)[1:]
         if rest:
-            raise ConfigError(f"unexpected argument {rest[0]!r}: options are --config=FILE, --config.KEY=VALUE, --workdir=DIR")
+            raise ConfigError(
+                f"unexpected argument {rest[0]!r}: options are --config=FILE, --config.KEY=VALUE, --workdir=DIR"
+            )
         if CONFIG.value is None:
             raise ConfigError("no --config: try --config=configs/mul.py")
         check(CONFIG.value)

@@ -69,9 +69,7 @@ def test_crops_cover_all_offsets_and_flips_half():
     config = section(augment="crop_flip")
     plans = [plan_of(config, step) for step in range(100)]
     offsets = np.concatenate([plan.offset_Bx2 for plan in plans])
-    assert {tuple(offset) for offset in offsets.tolist()} == {
-        (i, j) for i in range(-2, 3) for j in range(-2, 3)
-    }
+    assert {tuple(offset) for offset in offsets.tolist()} == {(i, j) for i in range(-2, 3) for j in range(-2, 3)}
     assert 0.4 < np.mean([plan.flip_B for plan in plans]) < 0.6
 
 
@@ -102,9 +100,7 @@ def test_mixup_weights_follow_alpha_and_are_at_least_a_half(alpha, low, high):
 
 def test_noise_has_its_standard_deviation_and_differs_per_example():
     config = section(noise=0.1)
-    plan = jax.tree.map(
-        lambda *leaves: jnp.concatenate(leaves), *[plan_of(config, step) for step in range(6)]
-    )
+    plan = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *[plan_of(config, step) for step in range(6)])
     noise = np.asarray(materialize(plan, config)[0]) - twin(plan, plan.index_B)
     assert abs(noise.std() - 0.1) < 0.005 and abs(noise.mean()) < 0.005
     assert len(np.unique(noise[:, 0, 0, 0].round(6))) == 6 * B
@@ -130,9 +126,7 @@ def test_normalize_gives_unit_statistics_in_any_dtype():
 
 def test_an_epoch_has_every_example_once_and_epochs_differ():
     config = section(**ALL)
-    epochs = [
-        np.concatenate([plan_of(config, 3 * epoch + s).index_B for s in range(3)]) for epoch in range(3)
-    ]
+    epochs = [np.concatenate([plan_of(config, 3 * epoch + s).index_B for s in range(3)]) for epoch in range(3)]
     for order in epochs:
         np.testing.assert_array_equal(np.sort(order), np.arange(N))
     assert not np.array_equal(epochs[0], epochs[1]) and not np.array_equal(epochs[1], epochs[2])

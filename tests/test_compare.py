@@ -26,7 +26,8 @@ class Trainer:
             return run_dir
         self.trained.append(config)
         seeds = range(config.seed, config.seed + config.seeds)
-        return write_run(config, Path(workdir), {s: self.accuracy(config, s) for s in seeds}, self.diverged(config))
+        reached = {seed: self.accuracy(config, seed) for seed in seeds}
+        return write_run(config, Path(workdir), reached, self.diverged(config))
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_a_study_writes_its_tables_and_figure(study, capsys):
     assert all(Path(f"{study.out}{suffix}").exists() for suffix in (".png", ".pdf"))
     out = capsys.readouterr().out
     assert "-2.00 [-2.00, -2.00]" in out and "[4/4] mnist, mul" in out
-    assert "3 seeds, 1 comparisons: no corrected p can fall below 0.250" in out
+    assert "3 seeds, 1 comparisons: no corrected p falls below 0.250" in out
 
 
 def test_a_finished_cell_is_not_trained_again(study):
@@ -132,7 +133,7 @@ def test_settings_get_the_type_of_their_entry_and_the_last_word():
     assert (c.model.depth, c.model.norm, c.model.scale, c.schedule.milestones) == (14, "ln", 0.3, (0.3, 0.6))
     assert type(c.optimizer.weight_decay) is float  # 0 and 0.0 would be two runs
     assert c.name == c.model.merge == "mul" and c.dataset.name == "mnist"
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match="epochs"):
         cells.config(_args("--set=epochs=2.5"), "mnist", "mul")
 
 
@@ -178,7 +179,7 @@ def test_pick():
     a, b = (0.1, "done", 0.9, 0.5), (0.3, "done", 0.9, 0.4)
     assert compare.pick(_tried(a, b)) == 0.3  # a tie in accuracy: the lower loss
     assert compare.pick(_tried(a, b, (0.3, "diverged", None, None))) == 0.1  # one of its replicas was lost
-    assert compare.pick(_tried(a, a, (0.3, "done", 0.99, 0.1), (0.3, "done", 0.7, 0.1))) == 0.1  # the mean counts
+    assert compare.pick(_tried(a, a, (0.3, "done", 0.99, 0.1), (0.3, "done", 0.7, 0.1))) == 0.1  # the mean
     assert compare.pick(_tried((0.1, "diverged", None, None), (0.3, "failed", None, None))) is None
 
 

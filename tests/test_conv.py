@@ -6,7 +6,20 @@ from jax import lax
 
 from resjax.models.conv import conv2d
 
-SHAPES = [(2, 1, 16), (2, 5, 4), (3, 4, 8), (4, 32, 32), (5, 3, 16), (6, 16, 16), (8, 1, 16), (8, 16, 16), (8, 8, 32), (9, 16, 8), (16, 16, 16), (10, 17, 16)]
+SHAPES = [
+    (2, 1, 16),
+    (2, 5, 4),
+    (3, 4, 8),
+    (4, 32, 32),
+    (5, 3, 16),
+    (6, 16, 16),
+    (8, 1, 16),
+    (8, 16, 16),
+    (8, 8, 32),
+    (9, 16, 8),
+    (16, 16, 16),
+    (10, 17, 16),
+]
 CASES = [(H, C, F, K, s) for H, C, F in SHAPES for K in (1, 3) for s in (1, 2)]
 
 
@@ -89,7 +102,9 @@ def test_types():
         close(*(jax.grad(lambda *a, f=f: jnp.sum(f(*a, 1) ** 2), (0, 1))(x, w) for f in (conv2d, reference)), 1e-12)
 
 
-@pytest.mark.parametrize(("x", "w", "s"), [((2, 8, 8, 3), (5, 5, 3, 4), 1), ((2, 8, 8, 3), (3, 3, 4, 4), 1), ((2, 8, 8, 3), (3, 3, 3, 4), 3)])
+@pytest.mark.parametrize(
+    ("x", "w", "s"), [((2, 8, 8, 3), (5, 5, 3, 4), 1), ((2, 8, 8, 3), (3, 3, 4, 4), 1), ((2, 8, 8, 3), (3, 3, 3, 4), 3)]
+)
 def test_refuses(x, w, s):
     with pytest.raises(ValueError, match="conv2d"):
         conv2d(jnp.ones(x), jnp.ones(w), s)

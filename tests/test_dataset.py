@@ -136,9 +136,7 @@ def test_chosen_classes_are_relabelled_in_sorted_order_in_train_and_test():
     assert few.num_classes == 3
     for split in ("train", "test"):
         whole, part = getattr(full, split), getattr(few, split)
-        original = {
-            im.tobytes(): label for im, label in zip(whole.images_NxHxWxC, whole.labels_N, strict=True)
-        }
+        original = {im.tobytes(): label for im, label in zip(whole.images_NxHxWxC, whole.labels_N, strict=True)}
         found = [original[im.tobytes()] for im in part.images_NxHxWxC]
         np.testing.assert_array_equal(chosen[part.labels_N], found)
         assert len(part.labels_N) == np.isin(whole.labels_N, chosen).sum()
@@ -225,9 +223,7 @@ def flip_byte(path):
     [
         lambda entry: flip_byte(entry / "train.image.npy"),
         lambda entry: flip_byte(entry / "test.label.npy"),
-        lambda entry: (entry / "train.image.npy").write_bytes(
-            (entry / "train.image.npy").read_bytes()[:-100]
-        ),
+        lambda entry: (entry / "train.image.npy").write_bytes((entry / "train.image.npy").read_bytes()[:-100]),
         lambda entry: (entry / "train.label.npy").unlink(),
         lambda entry: (entry / "SHA256SUMS").unlink(),
         lambda entry: (entry / "SHA256SUMS").write_bytes(b"\xff\n"),

@@ -47,7 +47,7 @@ def test_a_diverged_replica_is_drawn_to_its_end_but_not_averaged(tmp_path, drawn
     accuracy = drawn[0].axes[1]
     assert drawn[0]._suptitle.get_text().endswith("n = 2, 1 diverged")
     assert [line.get_xdata()[0] for line in accuracy.lines if line.get_marker() == "x"] == [2, 2]
-    mean = [line for line in accuracy.lines if line.get_linewidth() > 1][1]
+    mean = [line for line in accuracy.lines if line.get_linewidth() > 1.5][1]
     kept = tables.load(run).query("seed == 0 and split == 'test'")["accuracy"]
     assert mean.get_ydata() == pytest.approx(100 * kept.to_numpy())
 

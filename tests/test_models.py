@@ -116,7 +116,9 @@ def test_a_block_with_a_zero_branch_is_the_identity_where_the_catalogue_says_so(
     x = jax.random.normal(jax.random.key(1), (4, *x.shape[1:]))
     variables = net.init(jax.random.key(0), x)
     variables = variables | {"params": zero_branch(variables["params"])}
-    _, state = net.apply(variables, x, capture_intermediates=lambda module, _: module.name in ("stem_norm", "stage1_block1"))
+    _, state = net.apply(
+        variables, x, capture_intermediates=lambda module, _: module.name in ("stem_norm", "stage1_block1")
+    )
     seen = state["intermediates"]
     h = np.asarray(seen["stem_norm"]["__call__"][0])  # the input of the first block, which keeps its shape
     z = np.asarray(seen["stage1_block1"]["__call__"][0])

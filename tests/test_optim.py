@@ -91,7 +91,7 @@ def test_gate_biases_are_pulled_to_their_target(params, target):
 
 
 def test_gate_lr_multiplies_branch_and_merge_parameters_alone(params):
-    plain, scaled = (dict((names(p), u) for p, u in first_update(params, **{"optimizer.gate_lr": lr})) for lr in (1.0, 3.0))
+    plain, scaled = ({names(p): u for p, u in first_update(params, **{"optimizer.gate_lr": lr})} for lr in (1.0, 3.0))
     for path, update in plain.items():
         factor = 3 if {"branch", "merge"} & set(path) else 1
         np.testing.assert_allclose(scaled[path], factor * update, rtol=1e-6)

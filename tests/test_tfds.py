@@ -17,9 +17,7 @@ from resjax.data import tfds
 SIZES = {"train": 12, "test": 5}
 
 
-def prepare(
-    root, name="tiny", *, shape=(6, 5, 3), file_format="array_record", sizes=SIZES, tall=(), labels=None
-):
+def prepare(root, name="tiny", *, shape=(6, 5, 3), file_format="array_record", sizes=SIZES, tall=(), labels=None):
     """Writes a prepared set as TFDS does, without TensorFlow.
 
     Args:
@@ -59,9 +57,7 @@ def prepare(
             records.append((None, spec.serialize_example(spec.encode_example(example | {"image": png}))))
         if file_format == "array_record":
             path = directory / f"{name}-{split}.{file_format}-00000-of-00001"
-            file_adapters.ADAPTER_FOR_FORMAT[file_adapters.FileFormat.ARRAY_RECORD].write_examples(
-                path, records
-            )
+            file_adapters.ADAPTER_FOR_FORMAT[file_adapters.FileFormat.ARRAY_RECORD].write_examples(path, records)
     template = {"filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}", "numBytes": "1"}
     splits = [{"name": split, "shardLengths": [str(size)]} | template for split, size in sizes.items()]
     info = {"name": name, "version": "1.0.0", "fileFormat": file_format, "splits": splits}
@@ -132,9 +128,7 @@ def test_an_unprepared_set_says_how_to_prepare_it(places):
     assert not root.exists()  # nothing was started
 
 
-@pytest.mark.parametrize(
-    "name, says", [("cifar1O", "did you mean cifar10"), ("CIFAR10", "cifar10"), ("", "mnist")]
-)
+@pytest.mark.parametrize("name, says", [("cifar1O", "did you mean cifar10"), ("CIFAR10", "cifar10"), ("", "mnist")])
 def test_an_unknown_name_says_what_is_near(places, name, says):
     assert says in refused(name, *places[1:])
 
@@ -149,10 +143,7 @@ def test_tfrecord_without_tensorflow_says_what_to_do(places, monkeypatch):
     prepare(root, file_format="tfrecord")
     monkeypatch.setattr(tfds.importlib.util, "find_spec", lambda name: None)
     line = refused("tiny", data_dir, cache_dir)
-    assert (
-        "pip install tensorflow" in line
-        and f"tfds.builder('tiny', data_dir='{data_dir}_array_record'" in line
-    )
+    assert "pip install tensorflow" in line and f"tfds.builder('tiny', data_dir='{data_dir}_array_record'" in line
 
 
 @pytest.mark.parametrize("tall", [[("train", 3)], [("test", i) for i in range(5)]])
@@ -168,9 +159,7 @@ def test_a_set_without_a_test_split_is_refused(places):
     assert "no split test, only train, validation" in refused("tiny", data_dir, cache_dir)
 
 
-@pytest.mark.parametrize(
-    "feature, says", [("image", "no uint8 feature 'image'"), ("label", "no integer label")]
-)
+@pytest.mark.parametrize("feature, says", [("image", "no uint8 feature 'image'"), ("label", "no integer label")])
 def test_a_set_without_images_or_labels_is_refused(places, feature, says):
     root, data_dir, cache_dir = places
     directory, _ = prepare(root)

@@ -1,8 +1,8 @@
 """Figures, drawn from tables alone. A merge has the same colour and marker in every figure.
 
 Colours are safe for colour-blind readers: those of Okabe and Ito (2008, "Color Universal Design") for the
-core merges, with grey in place of their yellow, which white paper swallows. The other merges have a lighter or
-darker tone of their family's colour; the marker tells them apart.
+core merges, with grey in place of their yellow, which white paper swallows. The other merges have a lighter
+or darker tone of their family's colour; the marker tells them apart.
 """
 
 import os
@@ -137,9 +137,7 @@ def curves(run_dir: str | os.PathLike) -> Path:
         return _save(figure, run_dir / "curves.png")
 
 
-def _course(
-    axes: "Axes", rows: pd.DataFrame, metric: str, scale: float, diverged: set, look: dict
-) -> "Line2D":
+def _course(axes: "Axes", rows: pd.DataFrame, metric: str, scale: float, diverged: set, look: dict) -> "Line2D":
     """Draws one metric of one split; returns the line of the mean, for the legend."""
     rows = rows.dropna(subset=[metric])
     for seed, of_seed in rows.groupby("seed"):
@@ -169,7 +167,7 @@ def forest(
 
     Args:
       differences: of `tables.differences`.
-      path: of the figure; its suffix is replaced by .png and .pdf.
+      path: of the figure, to which .png and .pdf are appended.
       baseline: the merge that was subtracted.
       label: what was compared.
       scale: factor from the table's unit to `unit`.
@@ -193,7 +191,7 @@ def forest(
         panels[0].set_ylim(len(merges) - 0.4, -0.6)
         words = (f"difference in {label} to {baseline}", f"({unit}; paired by seed, 95 % CI)")
         figure.supxlabel((" " if len(datasets) > 1 else "\n").join(words), fontsize=9)
-        return [_save(figure, Path(path).with_suffix(suffix)) for suffix in (".png", ".pdf")]
+        return [_save(figure, Path(f"{path}{suffix}")) for suffix in (".png", ".pdf")]
 
 
 def _forest_title(dataset: str, rows: pd.DataFrame, baseline: str, scale: float) -> str:

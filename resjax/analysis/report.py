@@ -24,8 +24,9 @@ def print_run(run_dir: Path, console: Console | None = None) -> None:
     """Prints mean, standard deviation and 95 % CI over the replicas of a finished run."""
     summary, config = tables.read_json(run_dir / "summary.json"), tables.read_json(run_dir / "config.json")
     kept = [row for row in summary["per_seed"] if row["status"] != "diverged"]
+    model = config["model"]
     title = (
-        f"{config['model']['merge']} on {config['dataset']['name']}: {config['model']['name']}-{config['model']['depth']}, "
+        f"{model['merge']} on {config['dataset']['name']}: {model['name']}-{model['depth']}, "
         f"{summary['parameters']:,} parameters, final epoch, {len(kept)} of {len(summary['per_seed'])} replicas"
     )
     table = Table("", "mean", "std", "95 % CI", title=title, title_justify="left")

@@ -68,9 +68,7 @@ def _read(entry: Path) -> Source:
     expected = sums.read_text(errors="replace") if sums.exists() else ""
     files = sorted(entry.glob("*.npy"))
     if not expected or expected != _sums_of(files):
-        raise ConfigError(
-            f"the cached arrays {entry} are damaged: delete that directory to decode them again"
-        )
+        raise ConfigError(f"the cached arrays {entry} are damaged: delete that directory to decode them again")
     source: Source = {}
     for path in files:
         split, feature = path.stem.split(".")

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from resjax.config import ConfigError
-from resjax.models.merges import MERGES
 from resjax.models.layers import Linear, Norm
+from resjax.models.merges import MERGES
 from resjax.models.resnet import Block, ResNet
 
 
@@ -20,9 +20,7 @@ def check(model: ConfigDict) -> None:
         raise ConfigError(f"config.model.merge={model.merge!r}: no such merge; did you mean {', '.join(close)}?")
 
 
-def build(
-    model: ConfigDict, num_classes: int, *, dtype: str = "float32", axis_name: str | None = None
-) -> nn.Module:
+def build(model: ConfigDict, num_classes: int, *, dtype: str = "float32", axis_name: str | None = None) -> nn.Module:
     """The net that `config.model` describes.
 
     Its `apply(variables, x, train=False)` maps images [B, H, W, C] (or [B, ...] for an mlp) to logits

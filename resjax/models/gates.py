@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resjax.models.layers import Linear, Norm
+from resjax.models.layers import Linear
 
 
 def spatial_axes(x: jax.Array) -> tuple[int, ...]:
@@ -63,7 +63,7 @@ class _ChannelMLP(nn.Module):
 
 
 class ECA(ThirdMap):
-    """A 1-D convolution over channels; its size is the odd number nearest above (log2 C + 1)/2 (Wang et al. 2020, eq. 12)."""
+    """A 1-D convolution over channels, whose size is (log2 C + 1)/2 made odd (Wang et al. 2020, eq. 12)."""
 
     @nn.compact
     def __call__(self, h, s, f, train):

@@ -61,7 +61,9 @@ class Norm(nn.Module):
         }
         if self.kind == "bn":
             # momentum .9 is PyTorch's .1
-            return nn.BatchNorm(use_running_average=not train, momentum=0.9, axis_name=self.axis_name, name="bn", **inits)(x)
+            return nn.BatchNorm(
+                use_running_average=not train, momentum=0.9, axis_name=self.axis_name, name="bn", **inits
+            )(x)
         if self.kind == "ln":
             return nn.LayerNorm(reduction_axes=tuple(range(1, x.ndim)), feature_axes=-1, name="ln", **inits)(x)
         if self.kind == "gn":

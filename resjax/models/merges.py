@@ -90,7 +90,9 @@ register(
 )  # fmt: skip
 # The rule SEW-ResNet (Fang et al. 2021) uses for its product.
 register("mul_res", lambda s, f: s * f, "s*bn1(f), g=0", identity="exact", branch_bias=1.0, branch_scale=0.0)
-register("mul_rezero", lambda s, f, alpha: s * (1 + alpha * f), "s*(1 + alpha*f)", identity="exact", params={"alpha": 0.0})
+register(
+    "mul_rezero", lambda s, f, alpha: s * (1 + alpha * f), "s*(1 + alpha*f)", identity="exact", params={"alpha": 0.0}
+)
 
 # --- Gates on the shortcut --------------------------------------------------------------------------------------
 register("gate_sig", lambda s, f: s * sigmoid(f), "s*sig(f)", identity="affine", core=True)
@@ -109,7 +111,9 @@ def _critical_gate(f: jax.Array) -> jax.Array:
 register("gate_alpha", lambda s, f: s * _critical_gate(f), "s*alpha*sig(f - ln(alpha-1))", identity="exact")
 register("gate_tanh", lambda s, f: s * (1 + jnp.tanh(f)), "s*(1 + tanh(f))", identity="exact")
 register("gate_exp", lambda s, f: s * jnp.exp(f), "s*exp(f), g=.3", identity="exact", branch_scale=0.3)
-register("sig_sig", lambda s, f: sigmoid(s) * sigmoid(f), "sig(bn(s))*sig(f)", identity="no", shortcut_norm=True, core=True)
+register(
+    "sig_sig", lambda s, f: sigmoid(s) * sigmoid(f), "sig(bn(s))*sig(f)", identity="no", shortcut_norm=True, core=True
+)
 register("iand", lambda s, f: s * (1 - sigmoid(f)), "s*(1 - sig(f))", identity="affine")
 # Residual Attention Network (Wang et al. 2017), the shortcut as its trunk and the branch as its mask: with attention
 # residual learning, and naively (the formula of gate_sig, kept under its own name).
@@ -126,11 +130,14 @@ register(  # R-PolyNets (Chrysos et al. 2023)
 )  # fmt: skip
 EPS = 1e-3  # under the square roots: their gradient power diverges like log(1/eps)
 register(  # SORT (Wang et al. 2017, 1703.06993)
-    "sort", lambda s, f: s + f + jnp.sqrt(relu(s) * relu(f) + EPS), "s + f + sqrt(relu(s)*relu(f) + eps)", identity="near",
+    "sort", lambda s, f: s + f + jnp.sqrt(relu(s) * relu(f) + EPS), "s + f + sqrt(relu(s)*relu(f) + eps)",
+    identity="near",
 )  # fmt: skip
 
 # --- Controls: not additive, of degree one ----------------------------------------------------------------------
-register("geo", lambda s, f: jnp.sign(s * f) * jnp.sqrt(jnp.abs(s * f) + EPS), "sign(s*f)*sqrt(|s*f| + eps)", identity="no")
+register(
+    "geo", lambda s, f: jnp.sign(s * f) * jnp.sqrt(jnp.abs(s * f) + EPS), "sign(s*f)*sqrt(|s*f| + eps)", identity="no"
+)
 register("max", lambda s, f: jnp.maximum(s, f), "max(s, f)", identity="no")
 
 # --- Gates computed from the block's input ----------------------------------------------------------------------
@@ -149,7 +156,13 @@ for _name, _core in {"se": True, "cbam": False, "eca": False, "simam": False}.it
     register(_name, lambda s, f, m: s + f * m, f"s + f*{_name}(f)", identity="exact", extra=_name, core=_core)
 
 # --- Interventions: what a merge can express against how it trains ----------------------------------------------
-register("homotopy", lambda s, f, t: (1 - t) * (s + f) + t * s * f, "(1 - t)*(s + f) + t*s*f", identity="exact", scheduled=True)
+register(
+    "homotopy",
+    lambda s, f, t: (1 - t) * (s + f) + t * s * f,
+    "(1 - t)*(s + f) + t*s*f",
+    identity="exact",
+    scheduled=True,
+)
 
 
 def with_backward_of(forward: Callable, backward: Callable) -> Callable:

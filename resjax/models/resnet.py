@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from resjax.models.gates import MAPS, spatial_axes
-from resjax.models.layers import ACTIVATIONS, Linear, Norm
+from resjax.models.layers import ACTIVATIONS
 from resjax.models.merges import Merge
 
 
@@ -115,13 +115,18 @@ class Block(nn.Module):
     def __call__(self, h: jax.Array, train: bool) -> jax.Array:
         merge, layers = self.merge, {"linear": self.linear, "norm": self.norm}
         branch = Branch(
-            self.features, self.stride, self.activation, self.dropout, self.scale, merge.branch_bias, **layers, name="branch"
+            self.features,
+            self.stride,
+            self.activation,
+            self.dropout,
+            self.scale,
+            merge.branch_bias,
+            **layers,
+            name="branch",
         )
         norm_inits = (self.scale, merge.shortcut_bias) if merge.shortcut_norm else None
         shortcut = Shortcut(self.features, self.stride, self.shortcut, norm_inits, **layers, name="shortcut")
-        point = MergePoint(
-            merge, self.stride, self.gate_bias, self.granularity, self.norm, self.dtype, name="merge"
-        )
+        point = MergePoint(merge, self.stride, self.gate_bias, self.granularity, self.norm, self.dtype, name="merge")
         z = point(h, shortcut(h, train), branch(h, train), train)
         return ACTIVATIONS[self.post_activation](z)
 
@@ -155,4 +160,6 @@ class ResNet(nn.Module):
             for j in range(1, blocks + 1):
                 h = self.block(features, stride if j == 1 else 1, name=f"stage{i}_block{j}")(h, train)
         h = jnp.mean(h, spatial_axes(h)) if self.head == "gap" else h.reshape(h.shape[0], -1)
-        return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(h).astype(jnp.promote_types(self.dtype, jnp.float32))
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(h).astype(
+            jnp.promote_types(self.dtype, jnp.float32)
+        )

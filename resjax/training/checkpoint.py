@@ -27,7 +27,9 @@ class Checkpoints:
         import orbax.checkpoint as ocp  # seconds to import, and needed first at the end of a short run
 
         self._args = ocp.args
-        return ocp.CheckpointManager(self._path, options=ocp.CheckpointManagerOptions(max_to_keep=self._keep, create=True))
+        return ocp.CheckpointManager(
+            self._path, options=ocp.CheckpointManagerOptions(max_to_keep=self._keep, create=True)
+        )
 
     def save(self, epoch: int, states) -> None:
         """Saves in the background; an error of the save before this one is raised here or at the end."""

@@ -44,7 +44,10 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Path:
     dataset = load(config.dataset)
     task = make_task(config, dataset)
     replicas = Replicas(config)
-    with rundir.RunDir(config, workdir) as run, Checkpoints(path / "checkpoints", config.checkpoint_keep) as checkpoints:
+    with (
+        rundir.RunDir(config, workdir) as run,
+        Checkpoints(path / "checkpoints", config.checkpoint_keep) as checkpoints,
+    ):
         _Run(task, dataset, replicas, run, checkpoints).train()
     return path
 
@@ -73,7 +76,13 @@ class _Run:
     def __init__(
         self, task: step.Task, dataset: Dataset, replicas: Replicas, run: rundir.RunDir, checkpoints: Checkpoints
     ):
-        self.task, self.config, self.replicas, self.run, self.checkpoints = task, task.config, replicas, run, checkpoints
+        self.task, self.config, self.replicas, self.run, self.checkpoints = (
+            task,
+            task.config,
+            replicas,
+            run,
+            checkpoints,
+        )
         self.seeds = [self.config.seed + i for i in range(self.config.seeds)]
         splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
         self.splits = {name: split for name, split in splits.items() if split is not None}
@@ -180,13 +189,17 @@ class _Run:
         measured = {name: self._scores(name, states) for name in self.splits}
         per_seed = []
         for i, seed in enumerate(self.seeds):
-            values = {f"{name}_{what}": history.finite(measured[name][k][i]) for name in measured for k, what in _SCORES}
+            values = {
+                f"{name}_{what}": history.finite(measured[name][k][i]) for name in measured for k, what in _SCORES
+            }
             values |= scores(self.splits["test"].labels_N, measured["test"][2][i])
             values["generalization_gap"] = values["train_accuracy"] - values.pop("test_accuracy")
             if seed in diverged:
                 values = dict.fromkeys(values)
             last = (diverged | stopped).get(seed, self.config.epochs)
-            per_seed.append({"seed": seed, "status": "diverged" if seed in diverged else "done", "epoch": last} | values)
+            per_seed.append(
+                {"seed": seed, "status": "diverged" if seed in diverged else "done", "epoch": last} | values
+            )
         self.run.write_summary(
             parameters=sum(leaf[0].size for leaf in jax.tree.leaves(states.params)),
             num_classes=self.task.num_classes,

@@ -43,7 +43,9 @@ class RunDir:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._lock.seek(0)
-            raise ConfigError(f"{self.path} is being written by process {self._lock.read().strip() or '?'}") from None
+            writer = self._lock.read().strip() or "?"
+            self._lock.close()
+            raise ConfigError(f"{self.path} is being written by process {writer}") from None
         self._lock.truncate(0)
         self._lock.write(str(os.getpid()))
         self._lock.flush()

@@ -1,0 +1,40 @@
+# Every command works first on a fresh machine that has Python >= 3.11 and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup run test lint bench compare clean
+
+setup: $(VENV)/.done
+
+# neural-tangents goes in without its dependencies: it declares TensorFlow and tf2jax (2 GB) for an optional bridge
+# that nothing here uses. What it needs beside them stands in requirements.txt.
+$(VENV)/.done: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "resjax needs Python >= 3.11: make PYTHON=python3.12 ..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-deps 'neural-tangents==0.6.5'
+	@touch $@
+
+run: setup
+	$(BIN)/python -m resjax.main --config=configs/mul.py
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+bench: $(VENV)/.bench
+	$(BIN)/python -m bench.training
+
+$(VENV)/.bench: $(VENV)/.done
+	$(BIN)/pip install --quiet --editable '.[bench]'
+	@touch $@
+
+compare: setup
+	$(BIN)/python -m experiments.compare --datasets=digits --merges=core --seeds=10
+
+clean:
+	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache
