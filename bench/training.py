@@ -1,0 +1,121 @@
+"""Images trained per second, side by side: python -m bench.training [--rounds=5] [--quick]
+
+Every contender (bench/contenders.py) is a process that trains one epoch when told to. Rounds interleave the
+contenders, and a figure is the median over rounds of the ratio within a round, so that a noisy machine blurs but does
+not favour. Compilation is apart. Writes bench/README.md.
+"""
+
+import argparse
+import datetime
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from bench.contenders import CONTENDERS
+
+CASES = {  # name -> pixels, channels, depth, seeds, images
+    "digits, ResNet-8, 1 seed": (8, 1, 8, 1, 1437),
+    "digits, ResNet-8, 8 seeds": (8, 1, 8, 8, 1437),
+    "CIFAR, ResNet-8, 1 seed": (32, 3, 8, 1, 768),
+    "CIFAR, ResNet-8, 8 seeds": (32, 3, 8, 8, 256),
+    "CIFAR, ResNet-20, 1 seed": (32, 3, 20, 1, 256),
+    "CIFAR, ResNet-20, 8 seeds": (32, 3, 20, 8, 128),
+}
+
+
+class Contender:
+    """A process that trains one epoch per call."""
+
+    def __init__(self, name: str, case: tuple[int, ...]):
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "bench.contenders", name, *map(str, case)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        if self._process.stdout.readline().strip() != "ready":
+            raise SystemExit(f"error: contender {name!r} did not start; try python -m bench.contenders {name!r} ...")
+
+    def __call__(self) -> float:
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return float(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def measure(case: tuple[int, ...], rounds: int) -> dict[str, list[float]]:
+    """Images per second of every contender, one figure a round."""
+    contenders = {name: Contender(name, case) for name in CONTENDERS}
+    speeds = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, run in contenders.items():
+            speeds[name].append(run())
+    for run in contenders.values():
+        run.close()
+    return speeds
+
+
+def row(name: str, speeds: dict[str, list[float]]) -> str:
+    """A line of the table: our speed, and its ratio to the plain loop and to PyTorch's best variant."""
+    best = max((n for n in speeds if n.startswith("torch")), key=lambda n: statistics.median(speeds[n]))
+
+    def against(other: str) -> str:
+        ratios = [ours / theirs for ours, theirs in zip(speeds["resjax"], speeds[other], strict=True)]
+        return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+
+    ours = statistics.median(speeds["resjax"])
+    return f"| {name} | {ours:,.0f} | {against('flax')} | {against(best)} | {best.removeprefix('torch ')} |"
+
+
+def machine() -> str:
+    """Processor, cores and versions."""
+    import jax
+    import torch
+
+    info = Path("/proc/cpuinfo")
+    models = (
+        [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        if info.exists()
+        else []
+    )
+    processor = models[0] if models else platform.processor()
+    return f"{processor}, {os.cpu_count()} cores; jax {jax.__version__}, torch {torch.__version__}"
+
+
+HEAD = """# Speed of training
+
+Images trained per second over all seeds, and its ratio to (a) a plain Flax loop (one jitted step a batch, host transfer,
+metrics fetched every step) and (b) PyTorch's fastest variant, both one seed after another. Median (range) of {rounds}
+interleaved rounds; compilation apart; batch 128, float32. `make bench` writes this page.
+
+{machine}; {date}
+
+| case | resjax, images/s | to plain Flax | to PyTorch | its best variant |
+|---|---|---|---|---|
+"""
+
+
+def main() -> None:
+    """Runs all cases and writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="digits alone")
+    args = parser.parse_args()
+    page = HEAD.format(rounds=args.rounds, machine=machine(), date=datetime.date.today())
+    print(page, end="", flush=True)
+    for name, case in CASES.items():
+        if args.quick and not name.startswith("digits"):
+            continue
+        page += row(name, measure(case, args.rounds)) + "\n"
+        print(page.splitlines()[-1], flush=True)
+    if not args.quick:
+        Path(__file__).with_name("README.md").write_text(page)
+
+
+if __name__ == "__main__":
+    main()
