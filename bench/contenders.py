@@ -23,7 +23,7 @@ def images(pixels: int, channels: int, count: int) -> tuple[np.ndarray, np.ndarr
 
 
 def resjax(x_NxHxWxC: np.ndarray, y_N: np.ndarray, depth: int, seeds: int) -> Epoch:
-    """This project's compiled epoch, augmentation off as in the others."""
+    """The compiled epoch of this project, augmentation off as in the others."""
     from functools import partial
 
     from resjax import config as config_lib

@@ -38,6 +38,7 @@ class Contender:
             raise SystemExit(f"error: contender {name!r} did not start; try python -m bench.contenders {name!r} ...")
 
     def __call__(self) -> float:
+        """Images per second of one epoch."""
         self._process.stdin.write("\n")
         self._process.stdin.flush()
         return float(self._process.stdout.readline())
@@ -89,9 +90,10 @@ def machine() -> str:
 
 HEAD = """# Speed of training
 
-Images trained per second over all seeds, and its ratio to (a) a plain Flax loop (one jitted step a batch, host transfer,
-metrics fetched every step) and (b) PyTorch's fastest variant, both one seed after another. Median (range) of {rounds}
-interleaved rounds; compilation apart; batch 128, float32. `make bench` writes this page.
+Images trained per second over all seeds, and its ratio to (a) a plain Flax loop (one jitted step a batch, host
+transfer, metrics fetched every step) and (b) PyTorch's fastest variant (eager or torch.compile, channels first or
+last), both one seed after another. Median (range) of {rounds} interleaved rounds; compilation apart; batch 128,
+float32. `make bench` writes this page.
 
 {machine}; {date}
 

@@ -24,7 +24,6 @@ from jax.interpreters import ad, batching, mlir
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _PAD = ((0, 0), (1, 1), (1, 1), (0, 0))
-_BILINEAR = {}  # primitive -> its formulation as matrix products, for batches of kernels
 
 
 def conv2d(x_BxHxWxC: Array, kernel_KxKxCxF: Array, stride: int = 1) -> Array:
