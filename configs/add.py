@@ -1,7 +1,7 @@
 """The sum: an ordinary residual network, the baseline of every comparison.
 
 python -m resjax.main --config=configs/add.py              8 replicas of ResNet-8 on digits; @TIME@
-python -m resjax.main --config=configs/add.py:cifar10      8 replicas of ResNet-20; needs TFDS_DATA_DIR, and a GPU
+python -m resjax.main --config=configs/add.py:cifar10      8 replicas of ResNet-20; on a GPU
 Expect on digits: @EXPECT@.
 """
 

@@ -1,7 +1,7 @@
 """The branch as a sigmoid gate on the shortcut, s*sig(f).
 
 python -m resjax.main --config=configs/gate_sig.py              8 replicas of ResNet-8 on digits; @TIME@
-python -m resjax.main --config=configs/gate_sig.py:cifar10      8 replicas of ResNet-20; needs TFDS_DATA_DIR, and a GPU
+python -m resjax.main --config=configs/gate_sig.py:cifar10      8 replicas of ResNet-20; on a GPU
 Expect on digits: @EXPECT@.
 """
 

@@ -1,7 +1,7 @@
 """The product of two normalised maps, bn(s)*bn(f), both of mean 0.
 
 python -m resjax.main --config=configs/mul_bn.py              8 replicas of ResNet-8 on digits; @TIME@
-python -m resjax.main --config=configs/mul_bn.py:cifar10      8 replicas of ResNet-20; needs TFDS_DATA_DIR, and a GPU
+python -m resjax.main --config=configs/mul_bn.py:cifar10      8 replicas of ResNet-20; on a GPU
 Expect on digits: @EXPECT@.
 """
 

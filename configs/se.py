@@ -1,7 +1,7 @@
 """Squeeze-and-excitation on the branch, s + f*se(f): the usual gate, for comparison.
 
 python -m resjax.main --config=configs/se.py              8 replicas of ResNet-8 on digits; @TIME@
-python -m resjax.main --config=configs/se.py:cifar10      8 replicas of ResNet-20; needs TFDS_DATA_DIR, and a GPU
+python -m resjax.main --config=configs/se.py:cifar10      8 replicas of ResNet-20; on a GPU
 Expect on digits: @EXPECT@.
 """
 

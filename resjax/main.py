@@ -11,6 +11,7 @@ finished one alone. Exit code 1: a replica diverged; 2: bad input, said in one l
 import logging
 import os
 import sys
+from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
@@ -54,6 +55,9 @@ def main(argv: list[str]) -> int:
 def _parse(argv: list[str]):
     """The checked config. A config file is the user's code, so whatever it raises becomes one line."""
     try:
+        file = next((word[len("--config=") :].split(":")[0] for word in argv if word.startswith("--config=")), None)
+        if file and not Path(file).exists():
+            raise ConfigError(f"--config: there is no file {file}")
         rest = flags.FLAGS(argv)[1:]
         if rest:
             raise ConfigError(
@@ -65,10 +69,12 @@ def _parse(argv: list[str]):
     except ModuleNotFoundError as e:
         hint = ": run from the folder that holds configs/" if e.name == "configs" else ""
         raise ConfigError(f"--config: {e}{hint}") from None
-    except ConfigError:
-        raise
+    except (ConfigError, flags.Error) as e:
+        raise ConfigError(str(e)) from None
+    except (AttributeError, KeyError) as e:
+        raise ConfigError(f"--config: no entry {str(e.args[0]).strip(chr(34))}") from None
     except Exception as e:
-        raise ConfigError(f"--config: {e}") from None
+        raise ConfigError(f"--config: {type(e).__name__}: {e}") from None
     return CONFIG.value
 
 

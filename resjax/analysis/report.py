@@ -29,10 +29,12 @@ def print_run(run_dir: Path, console: Console | None = None) -> None:
         f"{model['merge']} on {config['dataset']['name']}: {model['name']}-{model['depth']}, "
         f"{summary['parameters']:,} parameters, final epoch, {len(kept)} of {len(summary['per_seed'])} replicas"
     )
-    table = Table("", "mean", "std", "95 % CI", title=title, title_justify="left")
+    console = console or Console()
+    console.print(title, highlight=False, soft_wrap=True)
+    table = Table("", "mean", "std", "95 % CI")
     for name, label in _ROWS.items():
         if name in summary["statistics"]:
             s = summary["statistics"][name]
             interval = "" if s["ci_low"] is None else f"[{s['ci_low']:.4f}, {s['ci_high']:.4f}]"
             table.add_row(label, f"{s['mean']:.4f}", "" if s["std"] is None else f"{s['std']:.4f}", interval)
-    (console or Console()).print(table)
+    console.print(table)

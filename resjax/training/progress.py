@@ -11,8 +11,9 @@ class TrainingProgress:
 
     def __init__(self, name: str, total: int, done: int = 0):
         self._console = Console(stderr=True)
-        self._name, self._total, self._done, self._before = name, total, done, done
-        self._began = self._said = time.monotonic()
+        self._name, self._total, self._done = name, total, done
+        self._began: tuple[float, int] | None = None  # time and steps done after the first call
+        self._said = time.monotonic()
         self._text = ""
         self._live = None
         if self._console.is_terminal:
@@ -35,10 +36,11 @@ class TrainingProgress:
         now = time.monotonic()
         if self._live:
             self._live.update(self._task, completed=self._done, text=self._text)
-        elif now - self._said >= 10:
+        elif self._began and now - self._said >= 10:
             self._said = now
-            left = (now - self._began) / (self._done - self._before) * (self._total - self._done)
+            left = (now - self._began[0]) / (self._done - self._began[1]) * (self._total - self._done)
             print(f"{self._name}: {self._done}/{self._total} steps, {left:.0f} s left; {self._text}", flush=True)
+        self._began = self._began or (now, self._done)
 
     def show(self, epoch: int, rows: list[dict]) -> None:
         """The latest epoch's training loss and test accuracy, mean over the replicas."""
