@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test lint bench compare clean
+.PHONY: setup run test lint smoke bench clean
 
 setup: $(VENV)/.done
 
@@ -33,8 +33,8 @@ $(VENV)/.bench: $(VENV)/.done
 	$(BIN)/pip install --quiet --editable '.[bench]'
 	@touch $@
 
-compare: setup
-	$(BIN)/python -m experiments.compare --datasets=digits --merges=core --seeds=10
+smoke: setup
+	$(BIN)/python -m experiments.compare --smoke --workdir=$$(mktemp -d)
 
 clean:
 	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache

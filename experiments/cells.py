@@ -104,6 +104,8 @@ def _setting(c: ConfigDict, text: str) -> tuple[str, object]:
     """`model.depth=14` -> ("model.depth", 14), with the type the entry has; an unset one holds a number."""
     key, _, word = text.partition("=")
     values = config_lib.flat(c)
+    if key in ("name", "model.merge", "dataset.name"):
+        raise ConfigError(f"--set {text}: use --merges and --datasets")
     if key not in values:
         raise ConfigError(f"--set {text}: no config entry {key!r}; they are in resjax/config.py")
     old = values[key]
@@ -148,7 +150,7 @@ def run(cells: Mapping[str, ConfigDict], train: Train, workdir: str, console: Co
     """Trains, continues or reuses the cells (label -> config); a failing cell does not stop the others.
 
     Raises:
-      ConfigError: two cells are the same run.
+      ConfigError: two cells are the same run, or a cell can't work as it is configured.
       KeyboardInterrupt: also if a run ended before it was finished, because it was told to stop.
     """
     labels: dict[str, str] = {}
@@ -185,9 +187,10 @@ def _run_cell(label: str, c: ConfigDict, train: Train, workdir: str) -> Outcome:
         if trained or not (run_dir / "curves.png").exists():
             figures.curves(run_dir)
         return Outcome(label, c, run_dir, table, trained)
+    except ConfigError:  # what the user asked for can't work: say so, and write nothing
+        raise
     except Exception as error:  # one cell of many: name it, and go on
-        if not isinstance(error, ConfigError):
-            logging.getLogger(__name__).exception("%s failed", label)
+        logging.getLogger(__name__).exception("%s failed", label)
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         failed = tables.config_columns(c) | {"status": "failed", "reason": reason}
         table = pd.DataFrame([failed], columns=[*tables.summary([]).columns, "reason"])

@@ -1,7 +1,7 @@
 """Q1: do merges that multiply or gate beat the sum, and on which data? Merges x data sets x seeds.
 
   python -m experiments.compare --smoke
-  python -m experiments.compare --datasets=cifar10,cifar100,cifar100_coarse --merges=core --seeds=9 --tune
+  python -m experiments.compare --datasets=cifar10,cifar100,cifar100_coarse --merges=core --seeds=10 --tune
 
 Every merge is compared with `add` on the same seeds: mean paired difference in overall accuracy (OA) on the
 test set after the final epoch, its 95 % BCa interval, and a sign-flip p-value with Holm's correction over the

@@ -39,7 +39,7 @@ def base() -> ConfigDict:
     c.dataset.classes = 0  # keep this many classes, chosen by split_seed; 0: all
     c.dataset.validation = 0.0  # share of the training set held out for choices
     c.dataset.split_seed = 0  # of validation split, subset, chosen classes and label noise
-    c.dataset.label_noise = 0.0  # share of training labels redrawn uniformly; 1: random labels
+    c.dataset.label_noise = 0.0  # share of training labels redrawn uniformly, the true one included; 1: random labels
     c.dataset.augment = "crop"
     c.dataset.crop_padding = 1  # pixels of the random shift
     c.dataset.mixup = 0.0  # alpha of Beta(alpha, alpha); 0: off
@@ -50,7 +50,7 @@ def base() -> ConfigDict:
     c.model = ConfigDict()
     c.model.name = "resnet"  # CIFAR family (He et al. 2016), resnet18, or mlp for vector inputs
     c.model.merge = "add"
-    c.model.depth = 8  # resnet: 6n+2; mlp: 2n+2 (n residual blocks); resnet18: ignored
+    c.model.depth = 8  # resnet: 6n+2; mlp: 2n+2 (n residual blocks); resnet18: 18
     c.model.width = 16  # channels of the first stage; hidden units of the mlp
     c.model.norm = "bn"  # of the branch and the shortcut
     c.model.post_activation = "none"  # after the merge; "relu" kills products (docs of merges.py)
@@ -69,8 +69,10 @@ def base() -> ConfigDict:
     c.optimizer.learning_rate = 0.1  # peak
     c.optimizer.momentum = 0.9  # of momentum, nesterov; decay of rmsprop's and adadelta's averages
     c.optimizer.weight_decay = 5e-4  # of kernels; coupled (added to the gradient), except adamw
-    c.optimizer.gate_bias_decay = "none"  # pull of the biases that feed the merge: to0, to1
-    c.optimizer.gate_lr = 1.0  # multiplier of the learning rate of branch and gate parameters
+    c.optimizer.gate_bias_decay = "none"  # weight decay of the biases of the norms that feed the merge: to0, to1
+    c.optimizer.gate_lr = (
+        1.0  # multiplier of the learning rate behind the gate: its own module if it has one, else the branch
+    )
     c.optimizer.clip_norm = 0.0  # global gradient norm; 0: off
 
     c.schedule = ConfigDict()
@@ -132,7 +134,7 @@ RANGES = {  # inclusive; floats must be finite as well
     "model.gate_bias": (-1e3, 1e3),
     "model.dropout": (0.0, 0.99),
     "optimizer.learning_rate": (0.0, 1e6),
-    "optimizer.momentum": (0.0, 1.0),
+    "optimizer.momentum": (0.0, 0.9999),
     "optimizer.weight_decay": (0.0, 1e3),
     "optimizer.gate_lr": (0.0, 1e6),
     "optimizer.clip_norm": (0.0, 1e9),
@@ -162,7 +164,7 @@ PRESETS = {
     "cifar100_coarse": _CIFAR | {"dataset.name": "cifar100", "dataset.labels": "coarse_label"},
     "cifar100_10classes": _CIFAR | {"dataset.name": "cifar100", "dataset.classes": 10},
     "cifar10_500each": _CIFAR | {"dataset.name": "cifar10", "dataset.train_size": 5000},
-    "resnet18": {"model.name": "resnet18", "model.width": 64},
+    "resnet18": {"model.name": "resnet18", "model.depth": 18, "model.width": 64},
 }  # fmt: skip
 # Short names that a preset string may set: configs/mul.py:dataset=cifar100,depth=20
 ALIASES = {
@@ -230,11 +232,21 @@ def check(config: ConfigDict) -> None:
                 if not (math.isfinite(number) and low <= number <= high):
                     raise ConfigError(f"config.{key}={value!r}: must lie in [{low}, {high}]")
     _check_depth(config.model)
+    if config.dataset.classes == 1:
+        raise ConfigError("config.dataset.classes=1: there is nothing to classify; 0 takes all classes")
+    if config.optimizer.gate_bias_decay != "none" and not config.optimizer.weight_decay:
+        raise ConfigError(
+            "config.optimizer.gate_bias_decay pulls at the rate of config.optimizer.weight_decay, which is 0"
+        )
+    if config.schedule.name == "onecycle" and not 0 < config.schedule.warmup < 1:
+        raise ConfigError(
+            f"config.schedule.warmup={config.schedule.warmup}: onecycle rises during it; use a share such as 0.3"
+        )
     if not config.name or not set(config.name) <= _NAME_CHARACTERS or config.name.startswith("."):
         raise ConfigError(f"config.name={config.name!r}: use letters, digits, '.', '_' and '-'; it names a directory")
     if config.early_stopping and not config.dataset.validation:
         raise ConfigError("config.early_stopping needs a validation split: set config.dataset.validation=0.1")
-    if config.schedule.name == "step" and tuple(sorted(config.schedule.milestones)) != config.schedule.milestones:
+    if config.schedule.name == "step" and tuple(sorted(set(config.schedule.milestones))) != config.schedule.milestones:
         raise ConfigError(f"config.schedule.milestones={config.schedule.milestones}: must increase")
 
 
@@ -262,6 +274,8 @@ def _check_depth(model: ConfigDict) -> None:
         raise ConfigError(
             f"config.model.depth={model.depth}: a CIFAR ResNet has depth 6n+2, such as 8, 14, 20, 32, 56, 110"
         )
+    if model.name == "resnet18" and model.depth != 18:
+        raise ConfigError(f"config.model.depth={model.depth}: resnet18 has depth 18")
     if model.name == "mlp" and (model.depth < 4 or model.depth % 2):
         raise ConfigError(f"config.model.depth={model.depth}: a residual mlp has depth 2n+2, such as 4, 6, 8")
 

@@ -36,6 +36,12 @@ def test_the_base_config_is_allowed():
     ({"early_stopping": 3}, "validation"),
     ({"schedule.name": "step", "schedule.milestones": (0.7, 0.5)}, "must increase"),
     ({"schedule.milestones": (0.5, 7.0)}, "must lie in"),
+    ({"schedule.name": "step", "schedule.milestones": (0.5, 0.5)}, "must increase"),
+    ({"schedule.name": "onecycle", "schedule.warmup": 1.0}, "onecycle"),
+    ({"dataset.classes": 1}, "nothing to classify"),
+    ({"model.name": "resnet18", "model.depth": 20}, "depth 18"),
+    ({"optimizer.gate_bias_decay": "to1", "optimizer.weight_decay": 0.0}, "weight_decay"),
+    ({"optimizer.momentum": 1.0}, "must lie in"),
     ({"dpeth": 3}, "unknown key"),
 ])  # fmt: skip
 def test_refusals_are_one_line(change, words):
@@ -63,9 +69,9 @@ def test_presets_are_allowed(preset):
 
 
 def test_a_preset_string():
-    config = config_lib.with_preset(config_lib.base(), "dataset=cifar100,depth=20,resnet18,learning_rate=.3")
+    config = config_lib.with_preset(config_lib.base(), "dataset=cifar100,resnet18,learning_rate=.3,depth=18")
     assert config.dataset.name == "cifar100" and config.dataset.augment == "crop_flip"
-    assert config.model.name == "resnet18" and config.model.depth == 20
+    assert config.model.name == "resnet18" and config.model.depth == 18
     assert config.optimizer.learning_rate == 0.3
 
 

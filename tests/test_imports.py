@@ -13,7 +13,7 @@ LAYERS = [
     {"resjax.data", "resjax.models"},
     {"resjax.training", "resjax.ntk", "resjax.probes"},
     {"resjax.analysis"},
-    {"resjax.main", "experiments", "configs"},
+    {"resjax.main", "resjax.command_line", "experiments", "configs"},
 ]
 FILES = [path for top in ("resjax", "experiments", "configs") for path in sorted((ROOT / top).rglob("*.py"))]
 
@@ -34,6 +34,7 @@ def imported(source):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "import by the full name: a relative one escapes this test"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 

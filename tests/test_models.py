@@ -61,7 +61,7 @@ KNOWN = {
     ("resnet", 56, "A", 16): 853_018,
     ("resnet", 110, "A", 16): 1_727_962,
     ("resnet", 20, "B", 16): 272_474,
-    ("resnet18", 8, "B", 64): 11_173_962,
+    ("resnet18", 18, "B", 64): 11_173_962,
 }
 
 
@@ -93,7 +93,7 @@ def test_parameter_count(merge):
     counted = (
         count(merge=merge),
         count((32, 32, 3), merge=merge, depth=20),
-        count((32, 32, 3), merge=merge, name="resnet18", width=64),
+        count((32, 32, 3), merge=merge, name="resnet18", depth=18, width=64),
         count(merge=merge, name="mlp", depth=6, width=32),
     )
     assert counted == tuple(np.add(ADD, BEYOND_ADD[merge]))
@@ -168,7 +168,7 @@ def test_products_without_activations_have_degree_two_to_the_blocks(merge, name,
         {"activation": "gelu"},
         {"activation": "square"},
         {"head": "flatten"},
-        {"name": "resnet18"},
+        {"name": "resnet18", "depth": 18},
         {"scale": 0.1},
     ],
     ids=str,

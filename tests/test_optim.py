@@ -8,6 +8,7 @@ import pytest
 
 from resjax import config as config_lib
 from resjax.models.build import build
+from resjax.models.merges import MERGES
 from resjax.training import optim
 
 STEPS = 100
@@ -34,6 +35,11 @@ def test_step_decays_at_the_milestones():
     np.testing.assert_allclose(got[[0, 49, 50, 74, 75, 99]], [1, 1, 0.1, 0.1, 0.01, 0.01], rtol=1e-6)
 
 
+def test_milestones_of_a_short_run_both_count():
+    config = config_with(**{"schedule.name": "step", "schedule.milestones": (0.5, 0.52), "schedule.factor": 0.1})
+    assert float(optim.schedule(config, 20)(19)) == pytest.approx(0.01)
+
+
 def test_cosine():
     got = rates()
     np.testing.assert_allclose(got, (1 + np.cos(np.pi * np.arange(STEPS) / STEPS)) / 2, atol=1e-6)
@@ -56,45 +62,57 @@ def test_onecycle_peaks_after_its_warmup():
     assert np.argmax(got) == 30 and got[30] == pytest.approx(1) and got[-1] < 0.01
 
 
+def params_of(merge):
+    net = build(config_with(**{"model.merge": merge}).model, 10)
+    return jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
+
+
 @pytest.fixture(scope="module")
 def params():
-    net = build(config_with(**{"model.merge": "mul_bn1"}).model, 10)
-    return net.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
+    return jax.tree.map(lambda leaf: jnp.full(leaf.shape, 1.5), params_of("mul_bn1"))
 
 
 def first_update(params, **changes):
-    """The first update for a zero gradient."""
+    """The first update for a zero gradient, by path."""
     tx = optim.optimizer(config_with(**{"optimizer.weight_decay": 0.1, "optimizer.name": "sgd"} | changes), STEPS)
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
-    return jax.tree_util.tree_leaves_with_path(updates)
+    return {tuple(k.key for k in path): update for path, update in jax.tree_util.tree_leaves_with_path(updates)}
 
 
-def names(path):
-    return tuple(key.key for key in path)
+def paths(params, rule):
+    found = (tuple(k.key for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
+    return {path for path in found if rule(path)}
 
 
 def test_only_kernels_are_decayed(params):
-    decayed = {names(path) for path, update in first_update(params) if np.any(update != 0)}
-    assert decayed == {names(p) for p, _ in jax.tree_util.tree_leaves_with_path(params) if names(p)[-1] == "kernel"}
+    decayed = {path for path, update in first_update(params).items() if np.any(update != 0)}
+    assert decayed == paths(params, lambda path: path[-1] == "kernel")
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
 @pytest.mark.parametrize("target", [0, 1])
-def test_gate_biases_are_pulled_to_their_target(params, target):
-    params = jax.tree.map(lambda p: p + 0.5, params)  # gate biases are then 1.5
-    pulled = {
-        names(path): float(update[0])
-        for path, update in first_update(params, **{"optimizer.gate_bias_decay": f"to{target}"})
-        if names(path)[-1] == "bias" and np.any(update != 0)
-    }
+def test_gate_biases_are_pulled_to_their_target(params, target, name):
+    changes = {"optimizer.gate_bias_decay": f"to{target}", "optimizer.name": name, "model.merge": "mul_bn1"}
+    updates = first_update(params, **changes)
+    pulled = {path: update for path, update in updates.items() if path[-1] == "bias" and np.any(update != 0)}
     assert len(pulled) == 6 and all("out_norm" in path for path in pulled)
-    assert all(update == pytest.approx(-0.1 * (1.5 - target)) for update in pulled.values())
+    for update in pulled.values():
+        np.testing.assert_allclose(update, -0.1 * (1.5 - target), rtol=1e-5)
 
 
-def test_gate_lr_multiplies_branch_and_merge_parameters_alone(params):
-    plain, scaled = ({names(p): u for p, u in first_update(params, **{"optimizer.gate_lr": lr})} for lr in (1.0, 3.0))
+@pytest.mark.parametrize("merge, feeding", [("mul_bn1", 6), ("mul", 3), ("highway", 3)])
+def test_which_biases_feed_a_merge(merge, feeding):
+    # Of three blocks: the branch's, and the shortcut's if the merge asks for its norm (a projection's own is none).
+    found = paths(params_of(merge), lambda path: optim.is_gate_bias(MERGES[merge], path))
+    assert len(found) == feeding and not any("merge" in path for path in found)
+
+
+@pytest.mark.parametrize("merge, module", [("mul_bn1", "branch"), ("se", "merge"), ("highway", "merge")])
+def test_gate_lr_multiplies_what_computes_the_gate(merge, module):
+    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), params_of(merge))
+    plain, scaled = (first_update(params, **{"optimizer.gate_lr": lr, "model.merge": merge}) for lr in (1.0, 3.0))
     for path, update in plain.items():
-        factor = 3 if {"branch", "merge"} & set(path) else 1
-        np.testing.assert_allclose(scaled[path], factor * update, rtol=1e-6)
+        np.testing.assert_allclose(scaled[path], update * (3 if module in path else 1), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", config_lib.OPTIMIZERS)
@@ -114,9 +132,8 @@ def test_every_optimizer_lowers_a_quadratic(name):
 
 def test_adamw_decays_decoupled_from_the_gradient_scale(params):
     # Decay is -lr*wd*w for adamw; coupled decay through Adam's normalisation would give steps of size lr.
-    for path, update in first_update(params, **{"optimizer.name": "adamw"}):
-        if names(path) == ("stem", "kernel"):
-            np.testing.assert_allclose(update, -0.1 * params["stem"]["kernel"], rtol=1e-5)
+    update = first_update(params, **{"optimizer.name": "adamw"})["stem", "kernel"]
+    np.testing.assert_allclose(update, -0.1 * params["stem"]["kernel"], rtol=1e-5)
 
 
 def test_clipping_bounds_the_gradient_norm(params):

@@ -16,6 +16,7 @@ from sklearn import metrics
 from resjax import config as config_lib
 from resjax.config import ConfigError
 from resjax.data.dataset import load
+from resjax.models.merges import MERGES
 from resjax.training import history, loop, mesh, rundir, scores, step
 
 
@@ -149,6 +150,32 @@ def test_a_step_that_is_not_finite_leaves_the_state():
         np.testing.assert_array_equal(a, b)
 
 
+def test_an_update_that_is_not_finite_is_not_taken():
+    task, dataset = task_of(tiny(**{"optimizer.name": "sgd", "optimizer.learning_rate": 1e6, "schedule.warmup": 0.0}))
+    state = step.init(task, jnp.zeros((1, 8, 8, 1)), jnp.int32(0))
+    state = state.replace(params=jax.tree.map(lambda p: 1e35 * p if p.ndim == 2 else p, state.params))
+    x, targets = jnp.ones((32, 8, 8, 1)), jax.nn.one_hot(jnp.zeros(32, int), 10)
+    after, sums = step.train_step(task, state, x, targets)
+    assert not after.active and np.isnan(sums.loss)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.params))
+
+
+def test_an_interrupt_is_recorded(tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop._Run, "_epoch", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(tiny(), tmp_path)
+    assert read(rundir.path_of(tiny(), tmp_path), "status")["status"] == "interrupted"
+
+
+@pytest.mark.parametrize("merge", MERGES)
+def test_every_merge_trains(merge):
+    losses = epoch_losses(10, **{"model.merge": merge, "optimizer.learning_rate": 0.05})
+    assert np.isfinite(losses).all() and (losses[-1] < losses[0]).all()
+
+
 def test_homotopy_rises_to_one_at_half_of_the_steps():
     task, _ = task_of(tiny(**{"model.merge": "homotopy"}))
     state = step.init(task, jnp.zeros((1, 8, 8, 1)), jnp.int32(0))
@@ -171,21 +198,25 @@ def test_evaluation_does_not_depend_on_its_batches():
         np.testing.assert_array_equal(same, predictions)
 
 
-def first_losses(**changes):
-    """The mean loss of the first epoch of two replicas, by the compiled training loop alone."""
-    config = tiny(**changes)
+def epoch_losses(epochs=1, **changes):
+    """Mean training loss of each epoch of two replicas, [epochs, 2], by the compiled steps alone."""
+    config = tiny(**{"epochs": epochs} | changes)
     task, dataset = task_of(config)
     replicas = mesh.Replicas(config)
     seeds = replicas.spread(jnp.arange(2, dtype=jnp.int32))
     states = replicas.compile(partial(step.init, task))(replicas.copy(jnp.zeros((1, 8, 8, 1))), seeds)
-    sums = replicas.spread(jax.tree.map(lambda zero: jnp.stack([zero] * 2), step.Sums.zeros()))
-    fixed = (loop._examples(dataset.train), jnp.int32(0), jnp.int32(3))
-    return np.asarray(replicas.compile_training(partial(step.train_steps, task))(fixed, (states, sums))[1].loss)
+    train, losses = replicas.compile_training(partial(step.train_steps, task)), []
+    for epoch in range(epochs):
+        sums = replicas.spread(jax.tree.map(lambda zero: jnp.stack([zero] * 2), step.Sums.zeros()))
+        bounds = jnp.int32(3 * epoch), jnp.int32(3 * epoch + 3)
+        states, sums = train((loop._examples(dataset.train), *bounds), (states, sums))
+        losses.append(np.asarray(sums.loss) / 3)
+    return np.array(losses)
 
 
 @pytest.fixture(scope="module")
 def plain_losses():
-    return first_losses()
+    return epoch_losses()
 
 
 @pytest.mark.parametrize("changes", [
@@ -193,7 +224,7 @@ def plain_losses():
     {"model.dropout": 0.2}, {"dataset.label_noise": 0.5}, {"optimizer.clip_norm": 0.1},
 ], ids=str)  # fmt: skip
 def test_options_change_the_numbers(plain_losses, changes):
-    losses = first_losses(**changes)
+    losses = epoch_losses(**changes)
     assert np.isfinite(losses).all() and (losses != plain_losses).all()
 
 
@@ -232,6 +263,7 @@ def test_a_second_writer_is_refused(tmp_path):
     ({"batch_size": 97}, "only 96 training images"),
     ({"dataset.train_size": 5000}, "digits has 1437"),
     ({"batch_devices": 1000}, "devices are here"),
+    ({"dataset.crop_padding": 8}, "images have 8 pixels"),
     ({"model.merge": "plus"}, "no such merge"),
 ])  # fmt: skip
 def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path, changes, words):

@@ -20,7 +20,7 @@ import pandas as pd
 from ml_collections import ConfigDict
 
 from resjax import stats
-from resjax.config import flat
+from resjax.config import ConfigError, flat, hash8
 
 CONFIG_COLUMNS = {  # column -> config entry; `dataset` and `hash` come before and after them
     "merge": "model.merge",
@@ -64,13 +64,13 @@ def load(run_dir: str | os.PathLike) -> pd.DataFrame:
         row = _decoded(line, f"{path}, line {number}")
         lacking = [k for k in ("epoch", "seed", "split", *COURSE_METRICS) if k not in row]
         if lacking:
-            raise ValueError(f"{path}, line {number}: no {', '.join(lacking)}")
+            raise ConfigError(f"{path}, line {number}: no {', '.join(lacking)}")
         rows.append(row)
     course = pd.DataFrame(rows, columns=["epoch", "seed", "split", *COURSE_METRICS])
     try:
         course = course.astype(dict.fromkeys(COURSE_METRICS, float) | {"epoch": int, "seed": int})
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not a number ({error})") from None
+        raise ConfigError(f"{path}: not a number ({error})") from None
     about = config_columns(read_config(run_dir))
     for position, key in enumerate(("merge", "dataset", "hash")):
         course.insert(position, key, about[key])
@@ -105,13 +105,11 @@ def _summary_rows(run_dir: Path) -> Iterator[dict]:
                 row |= {k: replica[k] for k in FINAL_METRICS if k not in optional} | optional
             yield row
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a summary, {type(error).__name__} {error}") from None
+        raise ConfigError(f"{path}: not a summary, {type(error).__name__} {error}") from None
 
 
 def config_columns(config: ConfigDict) -> dict:
     """What a table says of a config: `dataset`, CONFIG_COLUMNS, and `hash`, which names all the rest."""
-    from resjax.config import hash8
-
     values = flat(config)
     chosen = {column: values[key] for column, key in CONFIG_COLUMNS.items()}
     return {"dataset": dataset_label(values)} | chosen | {"hash": hash8(config)}
@@ -137,7 +135,7 @@ def read_config(run_dir: str | os.PathLike) -> ConfigDict:
         config = ConfigDict(content)
         config_columns(config)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not a config, {type(error).__name__} {error}") from None
+        raise ConfigError(f"{path}: not a config, {type(error).__name__} {error}") from None
     return config
 
 
@@ -171,7 +169,7 @@ def differences(table: pd.DataFrame, metric: str = "OA", baseline: str = "add") 
     twice = table[table["seed"].notna() & table.duplicated(["dataset", "merge", "seed"])]
     if len(twice):
         dataset, merge, seed = twice.iloc[0][["dataset", "merge", "seed"]]
-        raise ValueError(f"two rows for {dataset}, {merge}, seed {seed}: compare one study at a time")
+        raise ConfigError(f"two rows for {dataset}, {merge}, seed {seed}: compare one study at a time")
     out = []
     for dataset, of_dataset in table.groupby("dataset", sort=False):
         by_merge = dict(iter(of_dataset.groupby("merge", sort=False)))
@@ -222,14 +220,14 @@ def _text(path: Path) -> str:
     try:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: {getattr(error, 'strerror', None) or 'not text'}") from None
+        raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or 'not text'}") from None
 
 
 def _decoded(text: str, where: str) -> dict:
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error})") from None
+        raise ConfigError(f"{where}: not JSON ({error})") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{where}: not a JSON object")
+        raise ConfigError(f"{where}: not a JSON object")
     return content

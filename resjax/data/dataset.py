@@ -115,7 +115,7 @@ def _hold_out(train: Split, config: ConfigDict) -> tuple[Split, Split | None]:
 
 
 def _training_subset(train: Split, num_classes: int, config: ConfigDict) -> Split:
-    """Always in the stratified order, all of it too: label noise then agrees between sizes."""
+    """Always in the stratified order, all of it too: label noise then nearly agrees between sizes (subsets)."""
     available = len(train.labels_N)
     if config.train_size > available:
         raise ConfigError(

@@ -75,7 +75,7 @@ class ECA(ThirdMap):
 
 
 class SimAM(ThirdMap):
-    """Parameter-free full gate, always above sig(1/2) = .622 (Yang et al. 2021, eq. 5, lambda 1e-4)."""
+    """Parameter-free full gate, always above sig(1/2) = .622, which it is for a vector (Yang et al. 2021, eq. 5)."""
 
     @nn.compact
     def __call__(self, h, s, f, train):

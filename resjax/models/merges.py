@@ -3,7 +3,7 @@
 A merge is a function of two arrays plus, declared as data, the norms and inits around it, so that the net, the
 theory at initialisation and the tests share one definition. To add one, call `register` (here, or in your config file):
 
-    register("mul_half", lambda s, f: s * (0.5 + f), "s*(1/2+f)", identity="no")
+    register("mul_half", lambda s, f: s * (0.5 + f), "s*(1/2 + f)", identity="affine")
 
 Notation: `bn(x)` is the norm of the branch (BatchNorm unless config.model.norm says otherwise) with scale g and bias
 b; `bn1` has b = 1 at init; `sig` is the logistic function. "F = 0" is a branch whose last layer gives zero, so that
@@ -40,7 +40,7 @@ class Merge:
       params: learned scalars and their inits.
       extra: name of the module (`resjax.models.gates.MAPS`) that computes the third map `m`.
       extra_bias: init of that module's bias, where it has one.
-      scheduled: whether combine takes `t`, which goes from 0 to 1 during training.
+      scheduled: whether combine takes `t`, which goes from 0 to 1 over the first half of training.
       core: whether the merge belongs to the core comparison.
     """
 

@@ -35,6 +35,11 @@ class Checkpoints:
         """Saves in the background; an error of the save before this one is raised here or at the end."""
         self._manager.save(epoch, args=self._args.StandardSave(states))
 
+    def wait(self) -> None:
+        """Returns when all saves are on disk; raises what went wrong with them."""
+        self._manager.wait_until_finished()
+        self._manager.check_for_errors()
+
     def restore(self, like):
         """The newest (epoch, states), with the shapes and placement of `like`; None if there is none."""
         if not self._path.exists() or (epoch := self._manager.latest_step()) is None:

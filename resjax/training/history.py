@@ -17,9 +17,9 @@ def finite(value: float) -> float | None:
 
 
 def diverged(rows: list[dict]) -> dict[int, int]:
-    """Seed -> epoch, of the replicas whose training loss or gradient norm was not finite."""
+    """Seed -> epoch, of the replicas with a loss or gradient norm that is not finite."""
     return {
-        r["seed"]: r["epoch"] for r in rows if r["split"] == "train" and (r["loss"] is None or r["grad_norm"] is None)
+        r["seed"]: r["epoch"] for r in rows if r["loss"] is None or (r["split"] == "train" and r["grad_norm"] is None)
     }
 
 

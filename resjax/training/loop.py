@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resjax import config as config_lib
+from resjax.config import ConfigError
 from resjax.data import batches
 from resjax.data.dataset import Dataset, Split, load
 from resjax.models import build
@@ -48,13 +49,20 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Path:
         rundir.RunDir(config, workdir) as run,
         Checkpoints(path / "checkpoints", config.checkpoint_keep) as checkpoints,
     ):
-        _Run(task, dataset, replicas, run, checkpoints).train()
+        this = _Run(task, dataset, replicas, run, checkpoints)
+        try:
+            this.train()
+        except KeyboardInterrupt:
+            run.write_status("interrupted", this.rows[-1]["epoch"] if this.rows else 0)
+            raise
     return path
 
 
 def make_task(config: ConfigDict, dataset: Dataset) -> step.Task:
-    """What stays fixed during the run. Raises ConfigError if a batch is larger than the training set."""
-    size = len(dataset.train.labels_N)
+    """What stays fixed during the run. Raises ConfigError if batch or crop are too large for the data."""
+    size, pixels = len(dataset.train.labels_N), min(dataset.train.images_NxHxWxC.shape[1:3])
+    if config.dataset.crop_padding >= pixels:
+        raise ConfigError(f"config.dataset.crop_padding={config.dataset.crop_padding}: the images have {pixels} pixels")
     steps = config.epochs * batches.steps_per_epoch(size, config.batch_size)
     axis_name = "batch" if config.parallel == "pmap" else None
     return step.Task(
@@ -110,6 +118,7 @@ class _Run:
                     saved = time.monotonic()
         self.checkpoints.save(epoch, states)
         self._summarize(states)
+        self.checkpoints.wait()
         diverged = history.diverged(self.rows)
         self.run.write_status("diverged" if diverged else "done", epoch, diverged)
 
@@ -192,7 +201,8 @@ class _Run:
             values = {
                 f"{name}_{what}": history.finite(measured[name][k][i]) for name in measured for k, what in _SCORES
             }
-            values |= scores(self.splits["test"].labels_N, measured["test"][2][i])
+            found = scores(self.splits["test"].labels_N, measured["test"][2][i])
+            values |= {name: history.finite(value) for name, value in found.items()}
             values["generalization_gap"] = values["train_accuracy"] - values.pop("test_accuracy")
             if seed in diverged:
                 values = dict.fromkeys(values)

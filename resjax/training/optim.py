@@ -1,8 +1,13 @@
 """Learning-rate schedules and optimisers, from optax; which parameters are decayed, and which count as gates."""
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import optax
 from ml_collections import ConfigDict
+
+from resjax.models.merges import MERGES, Merge
 
 
 def schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
@@ -17,8 +22,8 @@ def schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
     if s.name == "constant":
         after = optax.constant_schedule(peak)
     elif s.name == "step":
-        boundaries = {round(m * total_steps) - warmup: s.factor for m in s.milestones}
-        after = optax.piecewise_constant_schedule(peak, boundaries)
+        steps_of = [round(m * total_steps) - warmup for m in s.milestones]
+        after = optax.piecewise_constant_schedule(peak, {at: s.factor ** steps_of.count(at) for at in steps_of})
     elif s.name == "cosine":
         after = optax.cosine_decay_schedule(peak, steps)
     else:  # restarts: equal cosine cycles (SGDR, Loshchilov & Hutter 2017)
@@ -33,15 +38,20 @@ def schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
 
 def optimizer(config: ConfigDict, total_steps: int) -> optax.GradientTransformation:
     """The optimiser of `config`; weight decay is coupled (added to the gradient) except for adamw."""
-    o = config.optimizer
-    decay = optax.add_decayed_weights(o.weight_decay, mask=_where(is_kernel)) if o.weight_decay else optax.identity()
+    o, merge = config.optimizer, MERGES[config.model.merge]
+    target = {"none": None, "to0": 0.0, "to1": 1.0}[o.gate_bias_decay]
+    decay = optax.chain(
+        optax.add_decayed_weights(o.weight_decay, mask=_where(is_kernel)) if o.weight_decay else optax.identity(),
+        optax.identity() if target is None else _pull(o.weight_decay, target, partial(is_gate_bias, merge)),
+    )
+    gate = optax.masked(optax.scale(o.gate_lr), _where(partial(is_gate, merge)))
+    decoupled = o.name == "adamw"
     return optax.chain(
         optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else optax.identity(),
-        decay if o.name != "adamw" else optax.identity(),
-        _pull_gate_biases(o.weight_decay, {"none": None, "to0": 0.0, "to1": 1.0}[o.gate_bias_decay]),
+        optax.identity() if decoupled else decay,
         _direction(o),
-        decay if o.name == "adamw" else optax.identity(),
-        optax.masked(optax.scale(o.gate_lr), _where(is_gate)) if o.gate_lr != 1 else optax.identity(),
+        decay if decoupled else optax.identity(),
+        optax.identity() if o.gate_lr == 1 else gate,
         optax.scale_by_learning_rate(schedule(config, total_steps)),
     )
 
@@ -65,24 +75,23 @@ def is_kernel(path: tuple[str, ...]) -> bool:
     return path[-1] == "kernel"
 
 
-def is_gate_bias(path: tuple[str, ...]) -> bool:
-    """Whether it is the bias of a norm that feeds a merge, as b of bn1."""
-    return "out_norm" in path and path[-1] == "bias"
+def is_gate_bias(merge: Merge, path: tuple[str, ...]) -> bool:
+    """Whether it is the bias of a norm that feeds `merge`, as b of bn1; a projection's own norm is none."""
+    feeds = "branch" in path or ("shortcut" in path and merge.shortcut_norm)
+    return feeds and "out_norm" in path and path[-1] == "bias"
 
 
-def is_gate(path: tuple[str, ...]) -> bool:
-    """Whether it lies behind the merge's gate: in the branch, or in the merge itself."""
-    return "branch" in path or "merge" in path
+def is_gate(merge: Merge, path: tuple[str, ...]) -> bool:
+    """Whether the gate is computed from it: the third map of `merge` if it has one, else the branch."""
+    return ("merge" if merge.extra else "branch") in path
 
 
-def _where(rule):
+def _where(rule: Callable[[tuple[str, ...]], bool]) -> Callable:
     """The mask of the parameters whose path satisfies `rule`."""
     return lambda params: jax.tree_util.tree_map_with_path(lambda path, _: rule(tuple(k.key for k in path)), params)
 
 
-def _pull_gate_biases(rate: float, target: float | None) -> optax.GradientTransformation:
-    """Adds `rate * (bias - target)` to the gradient of the gate biases."""
-    if target is None:
-        return optax.identity()
+def _pull(rate: float, target: float, rule: Callable) -> optax.GradientTransformation:
+    """Adds `rate * (parameter - target)` where `rule` holds: decay to any point."""
     pull = optax.stateless(lambda updates, params: jax.tree.map(lambda u, p: u + rate * (p - target), updates, params))
-    return optax.masked(pull, _where(is_gate_bias))
+    return optax.masked(pull, _where(rule))

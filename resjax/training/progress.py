@@ -35,7 +35,7 @@ class TrainingProgress:
         self._done += steps
         now = time.monotonic()
         if self._live:
-            self._live.update(self._task, completed=self._done, text=self._text)
+            self._live.update(self._task, completed=self._done, text=self._text or "compiled")
         elif self._began and now - self._said >= 10:
             self._said = now
             left = (now - self._began[0]) / (self._done - self._began[1]) * (self._total - self._done)
@@ -49,3 +49,5 @@ class TrainingProgress:
             values = [row[name] for row in rows if row["split"] == split and row[name] is not None]
             if values:
                 self._text += f", {split} {name} {sum(values) / len(values):.4f}"
+        if self._live:
+            self._live.update(self._task, text=self._text)

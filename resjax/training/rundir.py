@@ -27,7 +27,7 @@ class RunDir:
     """The directory of one run, locked while this object is open (a context manager).
 
     Raises:
-      ConfigError: it can't be written, another process writes it, or it holds another config.
+      ConfigError: it can't be written, or another process writes it.
     """
 
     def __init__(self, config: ConfigDict, workdir: str | os.PathLike):
@@ -106,6 +106,8 @@ def read_status(path: Path) -> dict:
     file = path / "status.json"
     try:
         return json.loads(file.read_text()) if file.exists() else {}
+    except OSError as e:
+        raise ConfigError(f"cannot read {file}: {e.strerror}; choose another --workdir") from None
     except ValueError:
         raise ConfigError(f"{file} is damaged: delete {path} and run again") from None
 

@@ -111,7 +111,7 @@ def loss_of(task: Task, logits_BxK: jax.Array, targets_BxK: jax.Array) -> jax.Ar
 def train_step(
     task: Task, state: State, x_BxHxWxC: jax.Array, targets_BxK: jax.Array, *, axis_name: str | None = None
 ) -> tuple[State, Sums]:
-    """One step. If loss or gradient is not finite, or the replica is not active, its state stays as it was.
+    """One step. If loss, gradient or result is not finite, or the replica is not active, its state stays as it was.
 
     Under pmap, `axis_name` is the axis over which the batch is split.
     """
@@ -145,9 +145,11 @@ def train_step(
         opt_state=opt_state,
         active=jnp.isfinite(loss) & jnp.isfinite(grad_norm),
     )
+    new = new.replace(active=new.active & jnp.isfinite(optax.tree.norm((new.params, new.stats))))
     diverged = state.replace(active=jnp.zeros((), bool))
     new = jax.tree.map(lambda a, b: jnp.where(new.active, a, b), new, diverged)
     new = jax.tree.map(lambda a, b: jnp.where(state.active, a, b), new, state)
+    loss = jnp.where(new.active | ~state.active, loss, jnp.nan)  # the epoch's mean then shows the divergence
     return new, Sums(loss, accuracy, grad_norm, task.schedule(state.step).astype(jnp.float32))
 
 
