@@ -149,12 +149,15 @@ def torch(x_NxHxWxC: np.ndarray, y_N: np.ndarray, depth: int, seeds: int, *, com
         def forward(self, x):
             return self.head(self.blocks(F.relu(self.norm(self.stem(x)))).mean((2, 3)))
 
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     layout = torch.channels_last if last else torch.contiguous_format
     x = torch.tensor(((x_NxHxWxC / 255 - 0.5) / 0.29).astype(np.float32).transpose(0, 3, 1, 2)).contiguous(
         memory_format=layout
     )
     y = torch.tensor(y_N, dtype=torch.int64)
-    net = Net(x.shape[1]).to(memory_format=layout)  # one net stands for all seeds: compiling each would take minutes
+    net = Net(x.shape[1]).to(
+        device, memory_format=layout
+    )  # one net stands for all seeds: compiling each would take minutes
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, nesterov=True, fused=True)
     forward = torch.compile(net) if compiled else net
     rng = np.random.default_rng(0)
@@ -162,7 +165,7 @@ def torch(x_NxHxWxC: np.ndarray, y_N: np.ndarray, depth: int, seeds: int, *, com
     def epoch():
         for _ in range(seeds):
             for batch in map(torch.from_numpy, _batches(rng, len(y_N))):
-                loss = F.cross_entropy(forward(x[batch]), y[batch])
+                loss = F.cross_entropy(forward(x[batch].to(device)), y[batch].to(device))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

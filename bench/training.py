@@ -85,7 +85,8 @@ def machine() -> str:
         else []
     )
     processor = models[0] if models else platform.processor()
-    return f"{processor}, {os.cpu_count()} cores; jax {jax.__version__}, torch {torch.__version__}"
+    accelerator = "" if jax.default_backend() == "cpu" else f"{jax.devices()[0].device_kind}, "
+    return f"{accelerator}{processor}, {os.cpu_count()} cores; jax {jax.__version__}, torch {torch.__version__}"
 
 
 HEAD = """# Speed of training

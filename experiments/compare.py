@@ -18,6 +18,7 @@ Exit code 1: a cell failed; 2: bad input, in one line.
 """
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -156,17 +157,17 @@ def show(differences: pd.DataFrame, outcomes: Sequence[cells.Outcome], console: 
     for dataset, rows in differences.groupby("dataset", sort=False):
         text = f"\n{dataset}: overall accuracy (%), difference to {BASELINE} (percentage points), [95 % CI]"
         console.print(text, markup=False, highlight=False)
-        table = Table("merge", box=box.SIMPLE)
-        for name in ("OA", "difference", "p (Holm)", "n", *(["diverged"] if rows["diverged"].any() else [])):
+        table = Table(box=box.SIMPLE)
+        table.add_column("merge", no_wrap=True)
+        for name in ("OA", "difference", "p (Holm)", "n"):
             table.add_column(name, justify="right", no_wrap=True)
         for row in rows.itertuples():
             table.add_row(
                 row.merge,
-                _estimate(row.mean, row.ci_low, row.ci_high),
+                _estimate(row.mean),
                 _estimate(row.difference, row.difference_low, row.difference_high, "+"),
                 "" if pd.isna(row.p_holm) else f"{row.p_holm:.3f}",
-                str(row.n),
-                *([str(row.diverged)] if rows["diverged"].any() else []),
+                f"{row.n}" + (f", {row.diverged} diverged" if row.diverged else ""),
             )
         console.print(table)
         comparisons, pairs = int(rows["p"].notna().sum()), int(rows["pairs"].max())
@@ -178,7 +179,7 @@ def show(differences: pd.DataFrame, outcomes: Sequence[cells.Outcome], console: 
             console.print(f"{outcome.label}: {outcome.reason}", markup=False, highlight=False)
 
 
-def _estimate(value: float, low: float, high: float, sign: str = "") -> str:
+def _estimate(value: float, low: float = math.nan, high: float = math.nan, sign: str = "") -> str:
     """A fraction and its interval in percent, for rich, whose markup `[` begins unless escaped."""
     interval = "" if pd.isna(low) else f" \\[{100 * low:{sign}.2f}, {100 * high:{sign}.2f}]"
     return "" if pd.isna(value) else f"{100 * value:{sign}.2f}{interval}"
