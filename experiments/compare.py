@@ -167,7 +167,7 @@ def show(differences: pd.DataFrame, outcomes: Sequence[cells.Outcome], console: 
                 _estimate(row.mean),
                 _estimate(row.difference, row.difference_low, row.difference_high, "+"),
                 "" if pd.isna(row.p_holm) else f"{row.p_holm:.3f}",
-                f"{row.n}" + (f", {row.diverged} diverged" if row.diverged else ""),
+                f"{row.n}" + (f"/{row.n + row.diverged}" if row.diverged else ""),  # 9/12: 3 diverged
             )
         console.print(table)
         comparisons, pairs = int(rows["p"].notna().sum()), int(rows["pairs"].max())
