@@ -84,13 +84,8 @@ class _Run:
     def __init__(
         self, task: step.Task, dataset: Dataset, replicas: Replicas, run: rundir.RunDir, checkpoints: Checkpoints
     ):
-        self.task, self.config, self.replicas, self.run, self.checkpoints = (
-            task,
-            task.config,
-            replicas,
-            run,
-            checkpoints,
-        )
+        self.task, self.config, self.replicas = task, task.config, replicas
+        self.run, self.checkpoints = run, checkpoints
         self.seeds = [self.config.seed + i for i in range(self.config.seeds)]
         splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
         self.splits = {name: split for name, split in splits.items() if split is not None}
