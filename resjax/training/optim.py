@@ -15,9 +15,8 @@ def schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
     s, peak = config.schedule, config.optimizer.learning_rate
     warmup = round(s.warmup * total_steps)
     if s.name == "onecycle":  # Smith & Topin 2019; the warm-up share is its rising part
-        return optax.cosine_onecycle_schedule(
-            max(total_steps, 2), peak, pct_start=max(s.warmup, 1 / max(total_steps, 2))
-        )
+        total = max(total_steps, 2)
+        return optax.cosine_onecycle_schedule(total, peak, pct_start=max(s.warmup, 1 / total))
     steps = max(total_steps - warmup, 1)
     if s.name == "constant":
         after = optax.constant_schedule(peak)
