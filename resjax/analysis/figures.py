@@ -186,8 +186,8 @@ def forest(
         for axes, dataset in zip(panels, datasets, strict=True):
             rows = differences[differences["dataset"] == dataset].set_index("merge")
             _forest_panel(axes, rows, merges, scale)
-            _spread_out(axes, rows, scale)
             axes.set_title(_forest_title(dataset, rows, baseline, scale))
+        _spread_out(panels, differences, scale)
         panels[0].set_yticks(range(len(merges)), merges)
         panels[0].set_ylim(len(merges) - 0.4, -0.6)
         words = (f"difference in {label} to {baseline}", f"({unit}; paired by seed, 95 % CI)")
@@ -219,17 +219,17 @@ def _forest_panel(axes: "Axes", rows: pd.DataFrame, merges: Sequence[str], scale
         axes.text(1.02, y, note, transform=beside, va="center", fontsize=7, color="#595959")
 
 
-def _spread_out(axes: "Axes", rows: pd.DataFrame, scale: float) -> None:
+def _spread_out(panels: Sequence["Axes"], differences: pd.DataFrame, scale: float) -> None:
     """Linear within one unit and logarithmic beyond, where a few collapsed merges would flatten all the others."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
-    reach = scale * rows[["difference_low", "difference_high"]].astype(float).abs().max(axis=1).dropna()
-    if reach.empty or reach.max() <= 10 * reach.median():
+    reach = scale * differences[["difference_low", "difference_high"]].astype(float).abs().max(axis=1).dropna()
+    if reach.empty or reach.max() <= 20 * reach.median():
         return
-    axes.set_xscale("symlog", linthresh=1)
-    ticks = [-30, -5, -1, 0, 1, 5, 30]
-    axes.xaxis.set(major_locator=FixedLocator(ticks), minor_locator=NullLocator())
-    axes.xaxis.set_major_formatter("{x:g}")
+    for axes in panels:
+        axes.set_xscale("symlog", linthresh=1)
+        axes.xaxis.set(major_locator=FixedLocator([-30, -5, -1, 0, 1, 5, 30]), minor_locator=NullLocator())
+        axes.xaxis.set_major_formatter("{x:g}")
 
 
 def _figure(width: float, height: float) -> "Figure":
