@@ -145,7 +145,9 @@ def train_step(
         opt_state=opt_state,
         active=jnp.isfinite(loss) & jnp.isfinite(grad_norm),
     )
-    new = new.replace(active=new.active & jnp.isfinite(optax.tree.norm((new.params, new.stats))))
+    # Element by element: the square of a product's running variance may overflow where the variance does not.
+    finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((new.params, new.stats))]
+    new = new.replace(active=new.active & jnp.stack(finite).all())
     diverged = state.replace(active=jnp.zeros((), bool))
     new = jax.tree.map(lambda a, b: jnp.where(new.active, a, b), new, diverged)
     new = jax.tree.map(lambda a, b: jnp.where(state.active, a, b), new, state)
