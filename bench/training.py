@@ -106,10 +106,11 @@ float32. `make bench` writes this page.
 TAIL = """
 The goals were 4x the plain loop and 2x PyTorch on digits with 8 seeds, and PyTorch's speed on CIFAR shapes; on two CPU
 cores none is reached. Gained was most by two things: inside loops XLA's CPU backend computes the gradients of a
-convolution 20 to 40 times slower than outside, so `resjax/models/conv.py` writes them in forms that stay fast; and
+convolution by naive loops (a digits step took 210 ms, and takes 7 with `resjax/models/conv.py`, which writes them in
+forms that stay fast); and
 with a device per core, 8 seeds use both cores also between matrix products (1.45x on digits). What is left on digits
-is about 110 of a core's 240 GFLOP/s; 4x would take 150. On 32x32 maps of 16 channels PyTorch's convolutions (oneDNN)
-run about twice as fast as the best form found for XLA. A batch normalisation with a hand-written gradient would add
+is about 110 of a core's 240 GFLOP/s; 4x would take 150. On CIFAR shapes PyTorch (oneDNN) is about twice as
+fast as the best forms found for XLA; its convolutions were not timed apart. A batch normalisation with a hand-written gradient would add
 8 % but has no forward-mode derivative, which tangent kernels need.
 """
 
