@@ -110,8 +110,8 @@ convolution by naive loops (a digits step took 210 ms, and takes 7 with `resjax/
 forms that stay fast); and
 with a device per core, 8 seeds use both cores also between matrix products (1.45x on digits). What is left on digits
 is about 110 of a core's 240 GFLOP/s; 4x would take 150. On CIFAR shapes PyTorch (oneDNN) is about twice as
-fast as the best forms found for XLA; its convolutions were not timed apart. A batch normalisation with a hand-written gradient would add
-8 % but has no forward-mode derivative, which tangent kernels need.
+fast as the best forms found for XLA; its convolutions were not timed apart. A batch normalisation with a hand-written
+gradient would add 8 % but has no forward-mode derivative, which tangent kernels need.
 """
 
 
