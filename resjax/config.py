@@ -33,7 +33,7 @@ def base() -> ConfigDict:
     c.checkpoint_keep = 2  # newest checkpoints kept
 
     c.dataset = ConfigDict()
-    c.dataset.name = "digits"  # digits, or any TFDS image-classification set
+    c.dataset.name = "digits"  # digits, cube<d>_degree<k> (data/teachers.py), or any TFDS image-classification set
     c.dataset.labels = "label"  # label feature: "label", or "coarse_label" of CIFAR-100
     c.dataset.train_size = 0  # training images, stratified and nested; 0: all
     c.dataset.classes = 0  # keep this many classes, chosen by split_seed; 0: all
@@ -150,6 +150,14 @@ _CIFAR = {  # depth stays 8: at 20 the plain product overflows in its first epoc
     "dataset.augment": "crop_flip",
     "dataset.crop_padding": 4,
 }
+_CUBE = {
+    "dataset.augment": "none",
+    "dataset.crop_padding": 0,
+    "model.name": "mlp",
+    "model.depth": 6,
+    "model.width": 64,
+    "batch_size": 64,
+}
 PRESETS = {
     "digits": {"dataset.name": "digits"},
     "mnist": {"dataset.name": "mnist", "epochs": 20, "dataset.crop_padding": 2},
@@ -163,6 +171,9 @@ PRESETS = {
     "cifar100_coarse": _CIFAR | {"dataset.name": "cifar100", "dataset.labels": "coarse_label"},
     "cifar100_10classes": _CIFAR | {"dataset.name": "cifar100", "dataset.classes": 10},
     "cifar10_500each": _CIFAR | {"dataset.name": "cifar10", "dataset.train_size": 5000},
+    # Parities on the 10-cube: a target of known degree, for residual mlps.
+    "cube_degree2": _CUBE | {"dataset.name": "cube10_degree2"},
+    "cube_degree3": _CUBE | {"dataset.name": "cube10_degree3"},
     "resnet18": {"model.name": "resnet18", "model.depth": 18, "model.width": 64},
 }  # fmt: skip
 # Short names that a preset string may set: configs/mul.py:dataset=cifar100,depth=20

@@ -6,7 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resjax.config import ConfigError
-from resjax.data import digits, subsets, tfds
+from resjax.data import digits, subsets, teachers, tfds
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,12 @@ def load(config: ConfigDict) -> Dataset:
     Raises:
       ConfigError: the set can't be read, or has fewer classes or images than the config asks for.
     """
-    if config.name == "digits":
-        source = digits.load()
+    if teachers.is_teacher(config.name):
+        source, mean_C, std_C = teachers.load(config.name), teachers.MEAN_C, teachers.STD_C
     else:
-        source = tfds.load(config.name, config.data_dir, config.cache_dir)
-    mean_C, std_C = pixel_statistics(source["train"]["image"])
+        is_digits = config.name == "digits"
+        source = digits.load() if is_digits else tfds.load(config.name, config.data_dir, config.cache_dir)
+        mean_C, std_C = pixel_statistics(source["train"]["image"])
     train, test = (Split(source[s]["image"], _labels(source[s], config)) for s in ("train", "test"))
     classes_K = _classes(np.union1d(train.labels_N, test.labels_N), config)
     train, validation = _hold_out(_of_classes(train, classes_K), config)
