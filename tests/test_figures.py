@@ -12,8 +12,8 @@ from resjax.models.merges import MERGES
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures that were saved, to look into."""
-    saved, save = [], figures._save
-    monkeypatch.setattr(figures, "_save", lambda figure, path: saved.append(figure) or save(figure, path))
+    saved, save = [], figures.save
+    monkeypatch.setattr(figures, "save", lambda figure, path: saved.append(figure) or save(figure, path))
     return saved
 
 

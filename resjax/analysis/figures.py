@@ -114,7 +114,7 @@ def curves(run_dir: str | os.PathLike) -> Path:
     import matplotlib
 
     with matplotlib.rc_context(RC):
-        figure = _figure(7.0, 2.9)
+        figure = new_figure(7.0, 2.9)
         loss, accuracy = figure.subplots(1, 2)
         lines = {}
         for split, (colour, dashes) in SPLITS.items():
@@ -134,7 +134,7 @@ def curves(run_dir: str | os.PathLike) -> Path:
         lost = f", {len(diverged)} diverged" if diverged else ""
         n = course["seed"].nunique()
         figure.suptitle(f"{about['merge']} on {about['dataset']}, depth {about['depth']}, n = {n}{lost}")
-        return _save(figure, run_dir / "curves.png")
+        return save(figure, run_dir / "curves.png")
 
 
 def _course(axes: "Axes", rows: pd.DataFrame, metric: str, scale: float, diverged: set, look: dict) -> "Line2D":
@@ -181,7 +181,7 @@ def forest(
     merges = [m for m in dict.fromkeys(differences["merge"]) if m != baseline]
     datasets = list(dict.fromkeys(differences["dataset"]))
     with matplotlib.rc_context(RC):
-        figure = _figure(1.5 + 2.7 * len(datasets), 1.35 + 0.24 * max(len(merges), 2))
+        figure = new_figure(1.5 + 2.7 * len(datasets), 1.35 + 0.24 * max(len(merges), 2))
         panels = figure.subplots(1, len(datasets), sharey=True, squeeze=False)[0]
         for axes, dataset in zip(panels, datasets, strict=True):
             rows = differences[differences["dataset"] == dataset].set_index("merge")
@@ -192,7 +192,7 @@ def forest(
         panels[0].set_ylim(len(merges) - 0.4, -0.6)
         words = (f"difference in {label} to {baseline}", f"({unit}; paired by seed, 95 % CI)")
         figure.supxlabel((" " if len(datasets) > 1 else "\n").join(words), fontsize=9)
-        return [_save(figure, Path(f"{path}{suffix}")) for suffix in (".png", ".pdf")]
+        return [save(figure, Path(f"{path}{suffix}")) for suffix in (".png", ".pdf")]
 
 
 def _forest_title(dataset: str, rows: pd.DataFrame, baseline: str, scale: float) -> str:
@@ -232,14 +232,15 @@ def _spread_out(panels: Sequence["Axes"], differences: pd.DataFrame, scale: floa
         axes.xaxis.set_major_formatter("{x:g}")
 
 
-def _figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
     """An empty figure of so many inches, without pyplot: no window, and no global state to clean up."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: "Figure", path: Path) -> Path:
+def save(figure: "Figure", path: Path) -> Path:
+    """Writes the figure in the format of the suffix of `path`, which is replaced as a whole."""
     with tables.replacing(path) as temporary:
         figure.savefig(temporary)
     return path
