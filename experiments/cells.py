@@ -167,8 +167,8 @@ def run(cells: Mapping[str, ConfigDict], train: Train, workdir: str, console: Co
         reused += not outcome.trained
         left = (now - began) / max(number - reused, 1) * (len(cells) - number)
         past = "finished before" if outcome.run_dir else "failed"
-        how = _duration(now - cell_began) if outcome.trained else past
-        accuracy = f"{how}, {_accuracy(outcome.table)}, about {_duration(left)} left"
+        how = duration(now - cell_began) if outcome.trained else past
+        accuracy = f"{how}, {_accuracy(outcome.table)}, about {duration(left)} left"
         console.print(f"    {accuracy}", markup=False, highlight=False)
         if outcome.reason:
             console.print(f"    {outcome.reason}", markup=False, highlight=False, style="red")
@@ -206,7 +206,8 @@ def _accuracy(table: pd.DataFrame) -> str:
     return "no accuracy"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """`35 s`, `12 min`, `2 h 5 min`."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds} s"
@@ -225,5 +226,5 @@ def header(module: str, argv: Sequence[str], outcomes: Sequence[Outcome], second
         "command": shlex.join(["python", "-m", module, *argv]),
         **tables.provenance(o.run_dir for o in outcomes if o.run_dir),
         "date": datetime.now().astimezone().isoformat(timespec="minutes"),
-        "wall time": f"{_duration(seconds)}, in which {trained} of {len(outcomes)} cells were trained",
+        "wall time": f"{duration(seconds)}, in which {trained} of {len(outcomes)} cells were trained",
     }

@@ -1,0 +1,98 @@
+"""Measurements of finished runs, several at a time, each kept as JSON in its run directory.
+
+A run that was measured before is read, not measured again: the same command continues an interrupted study.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from experiments.cells import duration
+from resjax.analysis import tables
+from resjax.training import rundir
+
+# (config, workdir, **options) -> table name -> rows; module-level, for other processes find it by its name.
+Measure = Callable[..., dict[str, list[dict]]]
+
+
+def workers() -> int:
+    """Processes that measure where nothing else is said: one per core, but one alone on an accelerator."""
+    import jax
+
+    if jax.default_backend() != "cpu":
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def measure_all(
+    todo: Mapping[str, tuple[ConfigDict, dict[str, Any]]],
+    measure: Measure,
+    name: str,
+    workdir: str,
+    processes: int,
+    console: Console,
+) -> dict[str, dict[str, list[dict]]]:
+    """What `measure` says of every run, by label; a run that fails is named and left out, and the others go on.
+
+    Args:
+      todo: label -> config of a finished run, and options of the measurement.
+      measure: what to do; with one process it runs here.
+      name: how the file's name begins; the options follow.
+      workdir: of the run directories.
+      processes: how many measure at a time.
+      console: for a line per run.
+    """
+    files = {label: _file(config, workdir, name, options) for label, (config, options) in todo.items()}
+    jobs = {label: (measure, *todo[label], workdir, files[label]) for label in todo if not files[label].exists()}
+    began, done, failed = time.monotonic(), 0, set()
+
+    def say(label: str, error: BaseException | None) -> None:
+        nonlocal done
+        done += 1
+        left = (time.monotonic() - began) / done * (len(jobs) - done)
+        text = f"[{done}/{len(jobs)}] measured {label}; about {duration(left)} left"
+        if error is not None:
+            failed.add(label)
+            text = f"[{done}/{len(jobs)}] {label}: {type(error).__name__}: {' '.join(str(error).split())}"
+        console.print(text, markup=False, highlight=False, style="red" if error else None)
+
+    if processes == 1 or len(jobs) == 1:
+        for label, job in jobs.items():
+            try:
+                _measure(*job)
+                say(label, None)
+            except Exception as error:  # one of many: name it, and go on
+                say(label, error)
+    elif jobs:
+        with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=get_context("spawn")) as executor:
+            futures = {executor.submit(_measure, *job): label for label, job in jobs.items()}
+            for future in as_completed(futures):
+                say(futures[future], future.exception())
+    return {label: tables.read_json(path)["tables"] for label, path in files.items() if label not in failed}
+
+
+def _file(config: ConfigDict, workdir: str, name: str, options: Mapping[str, Any]) -> Path:
+    words = [name, *(f"{key}{value}" for key, value in options.items())]
+    return rundir.path_of(config, workdir) / ("-".join(words) + ".json")
+
+
+def _measure(measure: Measure, config: ConfigDict, options: dict[str, Any], workdir: str, path: Path) -> None:
+    found = {
+        name: [{key: _jsonable(value) for key, value in row.items()} for row in rows]
+        for name, rows in measure(config, workdir, **options).items()
+    }
+    rundir.write_json(path, {"env": rundir.environment(), "tables": found})
+
+
+def _jsonable(value):
+    """JSON has neither NumPy's numbers nor nan and the infinities; the latter become words that float() reads."""
+    value = value.item() if hasattr(value, "item") else value
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

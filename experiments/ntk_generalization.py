@@ -1,0 +1,211 @@
+"""Q7: do the eigenvalues of the tangent kernel predict which merge generalises?
+
+  python -m experiments.ntk_generalization --smoke
+  python -m experiments.ntk_generalization --datasets=digits,cube_degree2,cube_degree3 --merges=core
+
+A configuration is a (data set, merge, depth, width); seeds are paired over configurations. For every trained net the
+full empirical NTK of a pool of labelled images (its training set and a validation split) is computed at
+initialisation and after training. From kernel, net and pool, never from the test set, every predictor of
+resjax/theory/predictors.py gives a number. Then the predictors race: which one orders the configurations of a data
+set by the test error of the trained nets (Kendall's tau-b within cells of equal data and size, granulated tau per
+axis, conditional mutual information, gain over the plain baselines; see resjax/analysis/race.py)?
+
+Writes OUT.csv (a row per net), OUT_race.csv and OUT_race_gap.csv (a row per predictor, against test error and
+against generalization gap), OUT_regression.csv (predicted and measured errors of kernel regression), OUT_spectra.csv,
+and figures of each. Exit code 1: a cell failed; 2: bad input, in one line.
+"""
+
+import argparse
+import itertools
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from experiments import cells, measuring
+from resjax import config as config_lib
+from resjax.analysis import ntk_figures, race, tables
+from resjax.config import ConfigError
+from resjax.ntk.measure import AFTER, measure
+from resjax.theory import kernel_predictors
+from resjax.theory.predictors import PREDICTORS, Predictor
+
+MODULE = "experiments.ntk_generalization"
+SMOKE = {
+    "merges": "add,mul_bn1,gate_sig", "datasets": "digits,cube_degree2", "seeds": 2, "epochs": 20, "train_size": 32,
+    "pool": 96, "depths": (8,), "widths": (8,), "out": "results/ntk_generalization_smoke",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Design:
+    """What is varied on a data set, and how large it is.
+
+    Attributes:
+      pool: M labelled images, of which dataset.train_size train and the others validate.
+      depths, widths: of the nets.
+      entries: of the config.
+    """
+
+    pool: int
+    depths: tuple[int, ...]
+    widths: tuple[int, ...]
+    entries: Mapping
+
+
+def _design(pool: int, depths: tuple, widths: tuple, train_size: int, validation: float, epochs: int) -> Design:
+    entries = {"dataset.train_size": train_size, "dataset.validation": validation, "epochs": epochs, "batch_size": 32}
+    entries["dataset.augment"] = "none"  # the kernel is of the images as they are
+    return Design(pool, depths, widths, entries)
+
+
+DESIGNS = {
+    "digits": _design(256, (8, 14), (4, 8), 64, 0.2, 100),
+    "cube_degree2": _design(512, (4, 6), (32, 64), 128, 0.6, 100),
+    "cube_degree3": _design(512, (4, 6), (32, 64), 128, 0.6, 100),
+    "cifar10": _design(1024, (8, 14), (8, 16), 256, 0.02, 100),  # this one and the next for a GPU
+    "cifar100": _design(1024, (8, 14), (8, 16), 256, 0.02, 100),
+}
+
+
+def main(
+    argv: Sequence[str] | None = None, train: cells.Train | None = None, measure: measuring.Measure = measure
+) -> int:
+    """Runs the study; returns the exit code. `train` and `measure` replace the trainer and the measurement."""
+    argv = sys.argv[1:] if argv is None else argv
+    args = cells.parse(_parser(), argv)
+    console, began = Console(), time.monotonic()
+    try:
+        pools = configurations(args)
+        if train is None:
+            from resjax.training import loop, mesh
+
+            mesh.use_cpu_cores(next(iter(pools.values()))[0])
+            train = loop.train
+        outcomes = cells.run({label: config for label, (config, _) in pools.items()}, train, args.workdir, console)
+        todo = {o.label: (o.config, {"pool": pools[o.label][1]}) for o in outcomes if o.run_dir}
+        processes = args.workers or measuring.workers()
+        measured = measuring.measure_all(todo, measure, "ntk", args.workdir, processes, console)
+        if not measured:
+            raise ConfigError("no run could be measured; the reasons stand above")
+    except ConfigError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr)
+        return 130
+    header = cells.header(MODULE, argv, outcomes, time.monotonic() - began)
+    for path in report(outcomes, measured, args.out, header, console):
+        print(path)
+    return int(len(measured) < len(pools))
+
+
+def _parser() -> argparse.ArgumentParser:
+    p = cells.parser(MODULE, __doc__, SMOKE)
+    p.set_defaults(out="results/ntk_generalization", datasets="digits,cube_degree2,cube_degree3", seeds=6)
+    p.add_argument("--depths", type=_numbers, metavar="N,N", help="of the nets; else each data set's own")
+    p.add_argument("--widths", type=_numbers, metavar="N,N", help="of the nets; else each data set's own")
+    p.add_argument("--pool", type=int, metavar="M", help="labelled images of a kernel; else each data set's own")
+    p.add_argument("--workers", type=int, metavar="N", help="processes that measure; else one per core, on a GPU one")
+    return p
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in text.split(","))
+
+
+def configurations(args: argparse.Namespace) -> dict[str, tuple[ConfigDict, int]]:
+    """Config and pool of every cell, by its label. Raises ConfigError."""
+    from resjax.models.merges import MERGES
+
+    chosen = {}
+    given = {key for name, key in config_lib.ALIASES.items() if getattr(args, name, None) is not None}
+    given |= {text.partition("=")[0] for text in args.set}
+    for dataset in cells.datasets(args.datasets):
+        if dataset not in DESIGNS:
+            raise ConfigError(f"--datasets: no design for {dataset!r}; choose from {', '.join(DESIGNS)}")
+        design = DESIGNS[dataset]
+        depths = args.depths or ((args.depth,) if args.depth else design.depths)
+        widths = args.widths or ((args.width,) if args.width else design.widths)
+        entries = {key: value for key, value in design.entries.items() if key not in given}
+        for merge, depth, width in itertools.product(cells.merges(args.merges, MERGES), depths, widths):
+            size = {"model.depth": depth, "model.width": width}
+            config = cells.config(args, dataset, merge, **entries, **size)
+            with config.unlocked():
+                config.eval_every = config.epochs  # the last epoch is all that counts here
+            label = f"{dataset}, {merge}, depth {depth}, width {width}"
+            chosen[label] = config, args.pool or design.pool
+    return chosen
+
+
+def collect(
+    outcomes: Sequence[cells.Outcome], measured: Mapping[str, Mapping[str, list[dict]]]
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """One row per net with what it reached and what was predicted; the rows of regression; those of spectra.
+
+    Spectra are of the shallowest and narrowest nets of a data set.
+    """
+    nets = cells.table(outcomes)
+    nets["error"] = 1 - nets["OA"]
+    about = {o.label: tables.config_columns(o.config) for o in outcomes}
+    found = {name: [] for name in ("predictors", "regression", "spectra")}
+    for label, rows in measured.items():
+        for name in found:
+            frame = pd.DataFrame(rows[name])
+            for position, key in enumerate(IDENTITY):
+                frame.insert(position, key, about[label][key])
+            found[name].append(frame)
+    predictors, regression, spectra = (pd.concat(frames, ignore_index=True) for frames in found.values())
+    predictors = predictors.astype(dict.fromkeys(predictors.columns.difference([*IDENTITY, "seed"]), float))
+    nets = nets[[*IDENTITY, "seed", "hash", "status", *RESULTS]].merge(predictors, how="left", on=[*IDENTITY, "seed"])
+    smallest = spectra.groupby("dataset")[["depth", "width"]].transform("min")
+    return nets, regression, spectra[(spectra[["depth", "width"]] == smallest).all(axis="columns")]
+
+
+IDENTITY = ["dataset", "train_size", "merge", "depth", "width"]
+RESULTS = ["error", "generalization_gap", "train_accuracy", "train_loss", "test_loss"]
+
+
+def racers(nets: pd.DataFrame) -> dict[str, Predictor]:
+    """Column -> its predictor."""
+    return {name: p for name in nets.columns if (p := PREDICTORS.get(name.removeprefix(AFTER)))}
+
+
+def report(
+    outcomes: Sequence[cells.Outcome], measured: Mapping, out: str, header: dict[str, str], console: Console
+) -> list[Path]:
+    """Prints the verdicts, and writes the tables and figures."""
+    nets, regression, spectra = collect(outcomes, measured)
+    columns = racers(nets)
+    kernel_rows = [name for name, p in columns.items() if p.function.__module__ == kernel_predictors.__name__]
+    written = {"": nets, "_regression": regression, "_spectra": spectra}
+    for target, suffix in (("error", "_race"), ("generalization_gap", "_race_gap")):
+        written[suffix] = race.race(nets, {name: (p.sign, p.baseline) for name, p in columns.items()}, target)
+        text = race.verdict(written[suffix], nets, kernel_rows, target)
+        header = header | {f"verdict on the {target.replace('_', ' ')}": text}
+        console.print(f"\n{target.replace('_', ' ')}: {text}", markup=False, highlight=False)
+    paths = [tables.write_csv(table, f"{out}{suffix}.csv", header) for suffix, table in written.items()]
+    paths += ntk_figures.spectra(spectra, f"{out}_spectra")
+    paths += ntk_figures.predicted_against_measured(by_method(regression), f"{out}_regression")
+    paths += ntk_figures.race_forest(written["_race"], f"{out}_race")
+    return paths + ntk_figures.trained_against_predicted(nets, f"{out}_best", written["_race"].iloc[0]["predictor"])
+
+
+def by_method(regression: pd.DataFrame) -> pd.DataFrame:
+    """Means over the nets at initialisation, one row per data set, merge, n and method of prediction."""
+    rows = regression[regression["moment"] == "init"].melt(
+        id_vars=["dataset", "merge", "n", "measured"],
+        value_vars=["eigenlearning", "leave_one_out"],
+        var_name="method",
+        value_name="predicted",
+    )
+    return rows.groupby(["dataset", "merge", "method", "n"], sort=False, as_index=False).mean()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""The empirical kernel against explicit Jacobians and neural-tangents, in every layout its blocks can take."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from resjax import config as base
+from resjax.config import ConfigError
+from resjax.models import build
+from resjax.ntk.empirical import LIBRARY, MODES, empirical_ntk, flat
+from resjax.ntk.frozen import calibrated, frozen
+
+
+def dense(params, x):
+    """Two layers, three logits; more than one leaf, and one above the size of those that are joined."""
+    h = jnp.tanh(x @ params["w1"])
+    return jnp.einsum("nh,hkc->nc", h, params["w2"]) + jnp.einsum("nc,c->nc", jnp.ones((len(x), 3)), params["b"])
+
+
+@pytest.fixture(scope="module")
+def problem():
+    keys = jax.random.split(jax.random.key(0), 5)
+    params = {
+        "w1": jax.random.normal(keys[0], (5, 6)),
+        "w2": jax.random.normal(keys[1], (6, 300, 3)) / 40,
+        "b": jax.random.normal(keys[2], (3,)),
+    }
+    return params, jax.random.normal(keys[3], (11, 5)), jax.random.normal(keys[4], (7, 5))
+
+
+def explicit(f, params, x1, x2):
+    """[n1, n2, C, C] in float64 from whole Jacobians."""
+    rows = []
+    for x in (x1, x2):
+        jacobian = jax.tree.leaves(jax.jacobian(f)(params, x))
+        rows.append(np.concatenate([np.asarray(leaf, float).reshape(*leaf.shape[:2], -1) for leaf in jacobian], 2))
+    return np.einsum("icp,jdp->ijcd", *rows)
+
+
+def close(kernel, expected, tolerance=6e-6):  # of small matrices XLA adds up the products one after another
+    np.testing.assert_allclose(kernel, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("block_size", [None, 1, 2, 3, 4, 7, 11, 64])
+def test_symmetric_kernels_in_blocks_of_any_size(problem, block_size):
+    params, x, _ = problem
+    kernel = empirical_ntk(dense, params, x, block_size=block_size)
+    assert kernel.shape == (11, 11, 3, 3) and kernel.dtype == np.float64
+    close(kernel, explicit(dense, params, x, x))
+    np.testing.assert_array_equal(kernel, kernel.transpose(1, 0, 3, 2))
+
+
+@pytest.mark.parametrize("block_size", [None, 2, 3, 64])
+def test_two_sets_of_samples(problem, block_size):
+    params, x1, x2 = problem
+    close(empirical_ntk(dense, params, x1, x2, block_size=block_size), explicit(dense, params, x1, x2))
+    close(empirical_ntk(dense, params, x2, x1, block_size=block_size), explicit(dense, params, x2, x1))
+
+
+def test_little_memory_gives_the_same_kernel_in_more_groups(problem):
+    params, x, _ = problem
+    sample = 3 * sum(leaf.size for leaf in jax.tree.leaves(params)) * 4
+    kernel_bytes = 11 * 11 * 9 * 8
+    for samples in (5, 9, 14, 100):
+        close(
+            empirical_ntk(dense, params, x, max_memory=kernel_bytes + samples * sample), explicit(dense, params, x, x)
+        )
+
+
+def test_the_bound_on_memory_is_kept_in_what_is_allocated(monkeypatch, problem):
+    """Counts the Jacobians alive at any moment: those of a group, and the block that streams past."""
+    from resjax.ntk import empirical
+
+    most, original = [0], empirical._jacobian
+
+    def counting(f, params, x_Bx, mode):
+        out = original(f, params, x_Bx, mode)
+        now = sum(a.nbytes for a in jax.live_arrays() if a.ndim == 2 and a.shape[0] == 3 * len(x_Bx))
+        most[0] = max(most[0], now)
+        return out
+
+    monkeypatch.setattr(empirical, "_jacobian", counting)
+    params, _, _ = problem
+    x = jax.random.normal(jax.random.key(9), (64, 5))
+    sample = 3 * sum(leaf.size for leaf in jax.tree.leaves(params)) * 4
+    limit = 64 * 64 * 9 * 8 + 12 * sample
+    empirical_ntk(dense, params, x, max_memory=limit, devices=jax.local_devices()[:1])
+    assert 0 < most[0] <= 12 * sample < 64 * sample
+
+
+def test_shortcuts(problem):
+    params, x1, x2 = problem
+    full = explicit(dense, params, x1, x2)
+    close(empirical_ntk(dense, params, x1, x2, mode="trace"), np.einsum("ijcc->ij", full) / 3)
+    close(empirical_ntk(dense, params, x1, x2, mode="pseudo"), full.sum((2, 3)) / 3)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("implementation", LIBRARY)
+def test_neural_tangents_agrees(problem, implementation, mode):
+    params, x1, x2 = problem
+    ours = empirical_ntk(dense, params, x1, x2, mode=mode)
+    close(empirical_ntk(dense, params, x1, x2, mode=mode, implementation=implementation), ours)
+
+
+def small_resnet(merge, **entries):
+    config = base.base()
+    config.model.update({"merge": merge, "width": 4} | entries)
+    net = build.build(config.model, 3)
+    x = jax.random.normal(jax.random.key(1), (6, 8, 8, 1))
+    return net, calibrated(net, net.init(jax.random.key(2), x), x), x
+
+
+def test_kernel_of_a_residual_net():
+    net, variables, x = small_resnet("se")
+    f, params = frozen(net, variables)
+    close(empirical_ntk(f, params, x), explicit(f, params, x, x))
+
+
+def test_our_mlp_agrees_with_neural_tangents():
+    net, variables, x = small_resnet("mul_bn1", name="mlp", depth=6, width=16)
+    f, params = frozen(net, variables)
+    close(empirical_ntk(f, params, x, implementation="structured_derivatives"), empirical_ntk(f, params, x))
+
+
+def test_calibrated_statistics_are_those_of_the_batch():
+    net, variables, x = small_resnet("mul")
+    frozen_logits = net.apply(variables, x)
+    train_logits, _ = net.apply(variables, x, train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(frozen_logits, train_logits, rtol=2e-4, atol=2e-4)
+    plain = net.init(jax.random.key(2), x)
+    assert not np.allclose(net.apply(plain, x), train_logits, atol=1e-2)
+    without = small_resnet("mul", norm="ln")
+    assert calibrated(without[0], without[1], x) is without[1]
+
+
+def test_replicas_share_a_compilation():
+    from resjax.ntk.empirical import _jacobian
+
+    net, variables, x = small_resnet("add")
+    empirical_ntk(*frozen(net, variables), x)
+    compiled = _jacobian._cache_size()
+    empirical_ntk(*frozen(net, jax.tree.map(lambda leaf: 2 * leaf, variables)), x)
+    assert _jacobian._cache_size() == compiled
+
+
+def test_rows_can_lie_on_several_devices(problem):
+    params, x, _ = problem
+    devices = jax.local_devices() * 3  # the same device three times: three threads, groups of their own
+    close(empirical_ntk(dense, params, x, devices=devices, block_size=2), explicit(dense, params, x, x))
+
+
+def test_flat_goes_sample_by_sample(problem):
+    params, x, _ = problem
+    kernel = empirical_ntk(dense, params, x)
+    matrix = flat(kernel)
+    assert matrix[3 * 2 + 1, 3 * 5 + 2] == kernel[2, 5, 1, 2]
+    assert np.linalg.eigvalsh(matrix)[0] > -1e-5 * np.trace(matrix)
+    np.testing.assert_array_equal(flat(matrix), matrix)
+
+
+def bad(problem, message, **changes):
+    params, x, _ = problem
+    arguments = {"apply_fn": dense, "params": params, "x1": x} | changes
+    with pytest.raises(ConfigError, match=message) as error:
+        empirical_ntk(**arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_bad_input_gets_one_line_with_the_sizes(problem):
+    params, x, x2 = problem
+    bad(problem, "choose from full, trace, pseudo", mode="both")
+    bad(problem, "choose from blocked", implementation="fast")
+    bad(problem, r"x1 \(11, 5\) and x2 \(7, 4\) differ", x2=x2[:, :4])
+    bad(problem, r"no samples in x1 \(0, 5\)", x1=x[:0])
+    bad(problem, r"must give logits \[n, C\]", apply_fn=lambda p, x: jnp.sum(dense(p, x), 1))
+    bad(problem, r"of 1089 entries of the kernel are not finite \(11 x 11", x1=x.at[4, 0].set(jnp.nan))
+    bad(problem, r"max_memory=0.0 MiB is too little for a kernel of 11 x 11 samples with 3 rows", max_memory=20_000)
+    bad(problem, "take fewer samples or classes", max_memory=100_000, block_size=8)
+
+
+def test_a_partial_carries_its_arrays_as_arguments(problem):
+    params, x, _ = problem
+    shifted = Partial(lambda shift, p, x: dense(p, x + shift), jnp.ones(5)[None])
+    close(empirical_ntk(shifted, params, x), explicit(dense, params, x + 1, x + 1))
