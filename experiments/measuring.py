@@ -72,6 +72,8 @@ def measure_all(
             except Exception as error:  # one of many: name it, and go on
                 say(label, error)
     elif jobs:
+        # Several processes whose linear algebra uses all cores each would take many times as long.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
         with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=get_context("spawn")) as executor:
             futures = {executor.submit(_measure, *job): label for label, job in jobs.items()}
             for future in as_completed(futures):
