@@ -131,7 +131,7 @@ def test_top_modes_without_the_kernel(trained_kernel):
 
 
 def digits(M):
-    """x [M, 64] of unit norm, centred one-hot targets [M, 10]."""
+    """X [M, 64] of unit norm, centred one-hot targets [M, 10]."""
     config = base.base().dataset
     config.train_size = M
     train_split = dataset.load(config).train
