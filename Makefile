@@ -28,6 +28,7 @@ lint: setup
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m bench.training
+	$(BIN)/python -m bench.ntk
 
 $(VENV)/.bench: $(VENV)/.done
 	$(BIN)/pip install --quiet --editable '.[bench]'
@@ -35,6 +36,7 @@ $(VENV)/.bench: $(VENV)/.done
 
 smoke: setup
 	$(BIN)/python -m experiments.compare --smoke --workdir=$$(mktemp -d)
+	$(BIN)/python -m experiments.ntk_generalization --smoke --workdir=$$(mktemp -d)
 
 clean:
 	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache

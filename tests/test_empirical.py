@@ -34,7 +34,7 @@ def explicit(f, params, x1, x2):
     """[n1, n2, C, C] in float64 from whole Jacobians."""
     rows = []
     for x in (x1, x2):
-        jacobian = jax.tree.leaves(jax.jacobian(f)(params, x))
+        jacobian = jax.tree.leaves(jax.jit(jax.jacobian(f))(params, x))
         rows.append(np.concatenate([np.asarray(leaf, float).reshape(*leaf.shape[:2], -1) for leaf in jacobian], 2))
     return np.einsum("icp,jdp->ijcd", *rows)
 
@@ -73,7 +73,7 @@ def test_the_bound_on_memory_is_kept_in_what_is_allocated(monkeypatch, problem):
     """Counts the Jacobians alive at any moment: those of a group, and the block that streams past."""
     from resjax.ntk import empirical
 
-    most, original = [0], empirical._jacobian
+    most, original = [0], empirical.factors
 
     def counting(f, params, x_Bx, mode):
         out = original(f, params, x_Bx, mode)
@@ -81,7 +81,7 @@ def test_the_bound_on_memory_is_kept_in_what_is_allocated(monkeypatch, problem):
         most[0] = max(most[0], now)
         return out
 
-    monkeypatch.setattr(empirical, "_jacobian", counting)
+    monkeypatch.setattr(empirical, "factors", counting)
     params, _, _ = problem
     x = jax.random.normal(jax.random.key(9), (64, 5))
     sample = 3 * sum(leaf.size for leaf in jax.tree.leaves(params)) * 4
@@ -137,13 +137,13 @@ def test_calibrated_statistics_are_those_of_the_batch():
 
 
 def test_replicas_share_a_compilation():
-    from resjax.ntk.empirical import _jacobian
+    from resjax.ntk.factors import factors
 
     net, variables, x = small_resnet("add")
     empirical_ntk(*frozen(net, variables), x)
-    compiled = _jacobian._cache_size()
+    compiled = factors._cache_size()
     empirical_ntk(*frozen(net, jax.tree.map(lambda leaf: 2 * leaf, variables)), x)
-    assert _jacobian._cache_size() == compiled
+    assert factors._cache_size() == compiled
 
 
 def test_rows_can_lie_on_several_devices(problem):

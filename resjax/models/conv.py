@@ -52,7 +52,7 @@ def _dense_2x2(x_Bx2x2xC: Array, kernel_3x3xCxF: Array) -> Array:
 # The three bilinear maps: y(x, w), and its transposes dx(dy, w) and dw(x, dy).
 
 
-def _patches(x: Array, stride: int, width: int = 1) -> Array:
+def patches(x: Array, stride: int, width: int = 1) -> Array:
     """The windows of `width` neighbouring outputs, [B, H', W'/width, 3 * (width + 2) * C]."""
     H, W = (-(-n // stride) for n in x.shape[1:3])
     x, step = jnp.pad(x, _PAD), stride * width
@@ -67,7 +67,7 @@ def _widen(w: Array) -> Array:
 
 
 def _matmul_conv(x: Array, w: Array, stride: int) -> Array:
-    return jnp.tensordot(_patches(x, stride), w.reshape(-1, w.shape[3]), 1)
+    return jnp.tensordot(patches(x, stride), w.reshape(-1, w.shape[3]), 1)
 
 
 def _matmul_dx(dy: Array, w: Array, stride: int, size: tuple[int, int]) -> Array:
@@ -76,7 +76,7 @@ def _matmul_dx(dy: Array, w: Array, stride: int, size: tuple[int, int]) -> Array
 
 
 def _matmul_dw(x: Array, dy: Array, stride: int) -> Array:
-    dw = jnp.tensordot(_patches(x, stride), dy, ((0, 1, 2), (0, 1, 2)))
+    dw = jnp.tensordot(patches(x, stride), dy, ((0, 1, 2), (0, 1, 2)))
     return dw.reshape(3, 3, x.shape[3], dy.shape[3])
 
 
@@ -103,7 +103,7 @@ def _cpu_conv(x: Array, w: Array, stride: int) -> Array:
     if F > 16 or W % 2:
         return _xla_conv(x, w, 1)  # 220 to 240: the peak of the core
     if C <= 4:  # 119 : 24 with 3 channels at 32x32
-        return jnp.tensordot(_patches(x, 1, 2), _widen(w).reshape(-1, 2 * F), 1).reshape(*x.shape[:3], F)
+        return jnp.tensordot(patches(x, 1, 2), _widen(w).reshape(-1, 2 * F), 1).reshape(*x.shape[:3], F)
     y = lax.conv_general_dilated(x, _widen(w), (1, 2), ((1, 1), (1, 1)), dimension_numbers=_NHWC)
     return y.reshape(*x.shape[:3], F)  # 1.2 to 1.8 times as fast with 16 channels at 8x8 and 32x32
 

@@ -23,12 +23,12 @@ from jax.tree_util import Partial
 from rich.progress import Progress
 
 from resjax.config import ConfigError
+from resjax.ntk.factors import Factors, factors, product
 
 MODES = ("full", "trace", "pseudo")
 LIBRARY = ("jacobian_contraction", "ntk_vector_products", "structured_derivatives", "auto")
 MAX_MEMORY = 2 * 2**30  # bytes
 BLOCK = 32  # samples whose Jacobian is computed in one call
-SMALL = 4096  # parameters: arrays below this size are multiplied together
 # A block's Jacobian exists as such, in the layout the derivative leaves it in, and as the cotangents behind it.
 COPIES = 3
 
@@ -70,8 +70,8 @@ def empirical_ntk(
         raise ConfigError(f"mode={mode!r}: choose from {', '.join(MODES)}")
     if implementation not in ("blocked", *LIBRARY):
         raise ConfigError(f"implementation={implementation!r}: choose from blocked, {', '.join(LIBRARY)}")
-    shape = _Shape.of(apply_fn, params, x1, x2, mode)
     f = apply_fn if isinstance(apply_fn, Partial) else Partial(apply_fn)
+    shape = _Shape.of(f, params, x1, x2, mode)
     if implementation == "blocked":
         devices = list(devices or jax.local_devices())
         plan = _Plan.of(shape, block_size, max_memory, len(devices))
@@ -91,35 +91,30 @@ def empirical_ntk(
 
 
 class _Shape(NamedTuple):
-    """Sizes: samples n1 and n2, logits C, rows per sample (C, or 1 for the shortcuts), entries of a row."""
+    """Sizes: samples n1 and n2, logits C, rows per sample (C, or 1 for the shortcuts), bytes of a sample's factors."""
 
     n1: int
     n2: int
     C: int
     rows: int
-    row: int
-    itemsize: int
+    sample_bytes: int
     symmetric: bool
 
     @classmethod
-    def of(cls, apply_fn: Callable, params: Any, x1: jax.Array, x2: jax.Array | None, mode: str) -> "_Shape":
+    def of(cls, f: Partial, params: Any, x1: jax.Array, x2: jax.Array | None, mode: str) -> "_Shape":
         """Checks the arguments against each other. Raises ConfigError."""
         if x2 is not None and x1.shape[1:] != x2.shape[1:]:
             raise ConfigError(f"empirical_ntk: samples of x1 {x1.shape} and x2 {x2.shape} differ in shape")
         if not len(x1) or (x2 is not None and not len(x2)):
             raise ConfigError(f"empirical_ntk: no samples in x1 {x1.shape} or x2 {getattr(x2, 'shape', x1.shape)}")
-        out = jax.eval_shape(apply_fn, params, x1[:1])
+        out = jax.eval_shape(f, params, x1[:1])
         if getattr(out, "ndim", None) != 2 or out.shape[0] != 1:
             raise ConfigError(f"empirical_ntk: apply_fn must give logits [n, C]; for x {x1[:1].shape} it gave {out}")
-        C, P = out.shape[1], sum(leaf.size for leaf in jax.tree.leaves(params))
-        n2 = len(x1) if x2 is None else len(x2)
-        row = C * P if mode == "trace" else P
-        return cls(len(x1), n2, C, C if mode == "full" else 1, row, out.dtype.itemsize, x2 is None)
-
-    @property
-    def sample_bytes(self) -> int:
-        """Of one sample's Jacobian."""
-        return self.rows * self.row * self.itemsize
+        sample = jax.eval_shape(partial(factors, mode=mode), f, params, x1[:1])
+        sample_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(sample))
+        C = out.shape[1]
+        rows = C if mode == "full" else 1
+        return cls(len(x1), len(x1) if x2 is None else len(x2), C, rows, sample_bytes, x2 is None)
 
     @property
     def kernel_bytes(self) -> int:
@@ -166,19 +161,19 @@ def _blocked(f: Partial, params, x1, x2, mode: str, shape: _Shape, plan: _Plan, 
         """The rows of the group that begins with block `first`; of a symmetric kernel, right of the diagonal."""
         here = jax.device_put((f, params), device)
 
-        def jacobian(x: np.ndarray, i: int) -> list[jax.Array]:
-            return _jacobian(*here, jax.device_put(x[i * b : (i + 1) * b], device), mode)
+        def of_block(x: np.ndarray, i: int) -> Factors:
+            return factors(*here, jax.device_put(x[i * b : (i + 1) * b], device), mode)
 
         group = range(first, min(first + plan.group, count1))
-        held = [jacobian(x1, i) for i in group]
+        held = [of_block(x1, i) for i in group]
         for j in range(first if shape.symmetric else 0, count2):
-            column = held[j - first] if shape.symmetric and j in group else jacobian(x2, j)
+            column = held[j - first] if shape.symmetric and j in group else of_block(x2, j)
             for i, row in zip(group, held, strict=True):
                 if shape.symmetric and i > j:
                     break
                 into = kernel[i * b * shape.rows : (i + 1) * b * shape.rows, j * b * shape.rows :]
-                product = np.asarray(_product(row, column))[: into.shape[0], : into.shape[1]]
-                into[:, : product.shape[1]] = product
+                found = np.asarray(product(row, column))[: into.shape[0], : into.shape[1]]
+                into[:, : found.shape[1]] = found
                 bar.advance(task)
 
     starts = range(0, count1, plan.group)
@@ -203,29 +198,6 @@ def _mirrored(kernel: np.ndarray) -> np.ndarray:
         square = kernel[start:stop, start:stop]
         square[:] = np.triu(square) + np.triu(square, 1).T
     return kernel
-
-
-@partial(jax.jit, static_argnames="mode")
-def _jacobian(f: Partial, params, x_Bx: jax.Array, mode: str) -> list[jax.Array]:
-    """Of a block of samples: matrices [B * rows, entries] whose columns together are all parameters."""
-
-    def outputs(params, x):
-        logits_C = f(params, x[None])[0]
-        return jnp.sum(logits_C, keepdims=True) / math.sqrt(logits_C.size) if mode == "pseudo" else logits_C
-
-    jacobian = jax.vmap(jax.jacrev(outputs), (None, 0))(params, x_Bx)
-    leaves = [leaf.reshape(*leaf.shape[:2], -1) for leaf in jax.tree.leaves(jacobian)]  # [B, C, size]
-    large = [leaf for leaf in leaves if leaf.shape[2] > SMALL]
-    small = [leaf for leaf in leaves if leaf.shape[2] <= SMALL]
-    joined = large + ([jnp.concatenate(small, 2)] if small else [])
-    if mode == "trace":
-        return [leaf.reshape(leaf.shape[0], -1) / math.sqrt(leaf.shape[1]) for leaf in joined]
-    return [leaf.reshape(-1, leaf.shape[2]) for leaf in joined]
-
-
-@jax.jit
-def _product(rows: list[jax.Array], columns: list[jax.Array]) -> jax.Array:
-    return sum(a @ b.T for a, b in zip(rows, columns, strict=True))
 
 
 def _by_library(f: Partial, params, x1, x2, mode: str, implementation: str) -> np.ndarray:
