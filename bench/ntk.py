@@ -156,8 +156,8 @@ def contraction(n: int = 1024) -> str:
     rate = (10 * n) ** 2 * P / seconds
     return (
         f"n = {n}, C = 10, P = {P:,}: {seconds:.1f} s and {memory:,.0f} MiB (the kernel itself takes "
-        f"{(10 * n) ** 2 * 8 / 2**20:,.0f}). The upper half of the Jacobian's product with itself in this time would be "
-        f"{rate / 1e9:.0f} GFLOP/s, {rate / peak:.0%} of what a square matrix product reaches here."
+        f"{(10 * n) ** 2 * 8 / 2**20:,.0f}). The upper half of the Jacobian's product with itself in this "
+        f"time would be {rate / 1e9:.0f} GFLOP/s, {rate / peak:.0%} of what a square matrix product reaches here."
     )
 
 
@@ -191,12 +191,12 @@ def eigenlearning(modes: int = 10_000, sizes: int = 100, targets: int = 10) -> s
 HEAD = """# Speed and memory of tangent kernels
 
 Full empirical kernels [n, n, 10, 10] of 8x8 images, float32 Jacobians; median of {rounds} rounds. "Library": the
-implementation of neural-tangents that was fastest for the case. "Small": `max_memory` a third of the whole Jacobian
-beyond the kernel. `make bench` writes this page.
+implementation of neural-tangents that was fastest for the case. MiB is peak memory. "Small": the same ratios
+with `max_memory` a third of the whole Jacobian beyond the kernel. `make bench` writes this page.
 
 {machine}; {date}
 
-| case | resjax, s | library / resjax, time | resjax, peak MiB | resjax / library, memory | small: time | memory | library |
+| case | resjax, s | library / resjax, s | resjax, MiB | resjax / library, MiB | small: s | small: MiB | library |
 |---|---|---|---|---|---|---|---|
 """
 
