@@ -162,7 +162,7 @@ def race_forest(result: pd.DataFrame, path: str | os.PathLike, top: int | None =
         panels[0].set_ylim(len(rows) - 0.4, -0.6)
         size = ranked.loc[ranked["configurations"].idxmax()]
         figure.suptitle(
-            f"{size['configurations']} configurations in {size['cells']} cells, {size['seeds']} seeds, 95 % CI",
+            f"{size['configurations']} configurations, {size['cells']} data set(s), {size['seeds']} seeds, 95 % CI",
             fontsize=9,
         )
         _forest_legend(figure, panels[0], bool(len(plain)))

@@ -37,11 +37,12 @@ class Factors(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """A linear layer: the place of its weights among the leaves of params, its path, and its output's shape."""
+    """A linear layer: the place of its weights among the leaves of params, its path, its output's shape and dtype."""
 
     leaf: int
     path: tuple[str, ...]
     shape: tuple[int, ...]
+    dtype: jnp.dtype
 
 
 def linear_layers(f: Callable, params: Any, x: jax.Array) -> list[Layer]:
@@ -61,7 +62,7 @@ def linear_layers(f: Callable, params: Any, x: jax.Array) -> list[Layer]:
                 calls[module.path] += 1
                 weights = module.get_variable("params", "kernel")
                 places = [i for i, leaf in enumerate(leaves) if leaf is weights]
-                found.extend(Layer(i, module.path, y.shape) for i in places if _pays(y.shape, weights.size))
+                found.extend(Layer(i, module.path, y.shape, y.dtype) for i in places if _pays(y.shape, weights.size))
             return y
 
         with nn.intercept_methods(note):
@@ -112,7 +113,7 @@ def factors(f: Partial, params: Any, x_Bx: jax.Array, mode: str) -> Factors:
         return logits_C, inputs
 
     own = {i: leaves[i] for i in others}
-    shifts = {layer.leaf: jnp.zeros(layer.shape, leaves[layer.leaf].dtype) for layer in layers}
+    shifts = {layer.leaf: jnp.zeros(layer.shape, layer.dtype) for layer in layers}
     jacobian = jax.vmap(jax.jacrev(outputs, argnums=(0, 1), has_aux=True), (None, None, 0))
     (of_own, deltas), inputs = jacobian(own, shifts, x_Bx)
     matrices = [leaf.reshape(*leaf.shape[:2], -1) for leaf in of_own.values()]  # [B, C, size]
