@@ -3,11 +3,13 @@
 A run that was measured before is read, not measured again: the same command continues an interrupted study.
 """
 
+import hashlib
 import math
 import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from rich.console import Console
 from experiments.cells import duration
 from resjax.analysis import tables
 from resjax.training import rundir
+from resjax.training.mesh import cores
 
 # (config, workdir, **options) -> table name -> rows; module-level, for other processes find it by its name.
 Measure = Callable[..., dict[str, list[dict]]]
@@ -29,7 +32,7 @@ def workers() -> int:
 
     if jax.default_backend() != "cpu":
         return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores()
 
 
 def measure_all(
@@ -73,7 +76,7 @@ def measure_all(
                 say(label, error)
     elif jobs:
         # Several processes whose linear algebra uses all cores each would take many times as long.
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, cores() // processes)))
         with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=get_context("spawn")) as executor:
             futures = {executor.submit(_measure, *job): label for label, job in jobs.items()}
             for future in as_completed(futures):
@@ -82,8 +85,16 @@ def measure_all(
 
 
 def _file(config: ConfigDict, workdir: str, name: str, options: Mapping[str, Any]) -> Path:
-    words = [name, *(f"{key}{value}" for key, value in options.items())]
+    words = [name, *(f"{key}{value}" for key, value in options.items()), _code()]
     return rundir.path_of(config, workdir) / ("-".join(words) + ".json")
+
+
+@cache
+def _code() -> str:
+    """Eight digits of what measures: after a change to it, a new predictor say, a run is measured again."""
+    package = Path(rundir.__file__).parents[1]
+    files = sorted(path for part in ("ntk", "theory") for path in (package / part).glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]
 
 
 def _measure(measure: Measure, config: ConfigDict, options: dict[str, Any], workdir: str, path: Path) -> None:

@@ -65,9 +65,9 @@ def _design(pool: int, depths: tuple, widths: tuple, train_size: int, validation
 
 
 DESIGNS = {
-    "digits": _design(256, (8, 14), (4, 8), 64, 0.2, 100),
-    "cube_degree2": _design(512, (4, 6), (32, 64), 64, 0.6, 100),
-    "cube_degree3": _design(512, (4, 6), (32, 64), 64, 0.6, 100),
+    "digits": _design(192, (8, 14), (4, 8), 64, 0.2, 100),
+    "cube_degree2": _design(384, (4, 6), (32, 64), 64, 0.6, 100),
+    "cube_degree3": _design(384, (4, 6), (32, 64), 64, 0.6, 100),
     "cifar10": _design(1024, (8, 14), (8, 16), 256, 0.02, 100),  # this one and the next for a GPU
     "cifar100": _design(1024, (8, 14), (8, 16), 256, 0.02, 100),
 }

@@ -159,6 +159,11 @@ def _blocked(f: Partial, params, x1, x2, mode: str, shape: _Shape, plan: _Plan, 
 
     def fill(first: int, device: jax.Device) -> None:
         """The rows of the group that begins with block `first`; of a symmetric kernel, right of the diagonal."""
+        # Here, not around the pool: JAX's contexts belong to one thread. Without it a GPU would use TF32.
+        with jax.default_matmul_precision("highest"):
+            fill_group(first, device)
+
+    def fill_group(first: int, device: jax.Device) -> None:
         here = jax.device_put((f, params), device)
 
         def of_block(x: np.ndarray, i: int) -> Factors:
@@ -177,7 +182,7 @@ def _blocked(f: Partial, params, x1, x2, mode: str, shape: _Shape, plan: _Plan, 
                 bar.advance(task)
 
     starts = range(0, count1, plan.group)
-    with jax.default_matmul_precision("highest"), ThreadPoolExecutor(len(devices)) as pool:
+    with ThreadPoolExecutor(len(devices)) as pool:
         # A thread a device: what one group needs is computed and freed before its device takes the next.
         list(pool.map(lambda k: [fill(s, devices[k]) for s in starts[k :: len(devices)]], range(len(devices))))
     return _mirrored(kernel) if shape.symmetric else kernel

@@ -58,19 +58,37 @@ def linear_layers(f: Callable, params: Any, x: jax.Array) -> list[Layer]:
         def note(call, args, kwargs, context):
             y = call(*args, **kwargs)
             module = context.module
-            if isinstance(module, Linear | nn.Dense) and context.method_name == "__call__":
-                calls[module.path] += 1
-                weights = module.get_variable("params", "kernel")
-                places = [i for i, leaf in enumerate(leaves) if leaf is weights]
-                found.extend(Layer(i, module.path, y.shape, y.dtype) for i in places if _pays(y.shape, weights.size))
-            return y
+            if type(module) not in (Linear, nn.Dense) or context.method_name != "__call__":  # not what derives of them
+                return y
+            calls[module.path] += 1
+            weights = module.get_variable("params", "kernel")
+            places = [i for i, leaf in enumerate(leaves) if leaf is weights]
+            found.extend(Layer(i, module.path, y.shape, y.dtype) for i in places)
+            return jnp.zeros_like(y) if places else y  # cuts the weights off: whatever else uses them shows
 
         with nn.intercept_methods(note):
             return f(params, x)
 
-    jax.eval_shape(visit, params, x)
+    flat, treedef = jax.tree.flatten(params)
+    jaxpr = jax.make_jaxpr(lambda *leaves: visit(jax.tree.unflatten(treedef, leaves), x))(*flat).jaxpr
+    elsewhere = _used(jaxpr)
     uses = Counter(layer.leaf for layer in found)
-    return [layer for layer in found if calls[layer.path] == uses[layer.leaf] == 1]
+    return [
+        layer
+        for layer in found
+        if calls[layer.path] == uses[layer.leaf] == 1
+        and jaxpr.invars[layer.leaf] not in elsewhere
+        and _pays(layer.shape, flat[layer.leaf].size)
+    ]
+
+
+def _used(jaxpr) -> set:
+    """The variables that the outputs depend on, as far as the outermost equations show."""
+    used = {v for v in jaxpr.outvars if not hasattr(v, "val")}  # a literal has one
+    for equation in reversed(jaxpr.eqns):
+        if any(v in used for v in equation.outvars):
+            used.update(v for v in equation.invars if not hasattr(v, "val"))
+    return used
 
 
 def _pays(shape: tuple[int, ...], weights: int) -> bool:
@@ -79,8 +97,9 @@ def _pays(shape: tuple[int, ...], weights: int) -> bool:
     return positions**2 * (out + SUMMATION * (positions > 1)) < weights
 
 
-def _inputs(module: nn.Module, x: jax.Array) -> jax.Array:
-    """[positions, in]: what the weights are multiplied with, for one sample."""
+def _inputs(module: nn.Module, x: jax.Array | None = None, inputs: jax.Array | None = None) -> jax.Array:
+    """[positions, in]: what the weights are multiplied with, for one sample. `nn.Dense` calls it inputs."""
+    x = inputs if x is None else x
     if isinstance(module, Linear) and x.ndim == 4:
         x = patches(x, module.stride) if module.kernel == 3 else x[:, :: module.stride, :: module.stride]
     return x.reshape(-1, x.shape[-1])
@@ -102,7 +121,7 @@ def factors(f: Partial, params: Any, x_Bx: jax.Array, mode: str) -> Factors:
             y, layer = call(*args, **kwargs), by_path.get(context.module.path)
             if layer is None or context.method_name != "__call__":
                 return y
-            inputs[layer.leaf] = _inputs(context.module, args[0])
+            inputs[layer.leaf] = _inputs(context.module, *args, **kwargs)
             return y + shifts[layer.leaf]
 
         mixed = [own.get(i, leaf) for i, leaf in enumerate(leaves)]

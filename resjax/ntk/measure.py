@@ -20,10 +20,10 @@ from resjax.theory.predictors import Evidence, evaluate
 from resjax.training.trained import reopen
 
 AFTER = "after_"  # before the name of a predictor defined at both moments: its value after training
-RIDGE = 1e-4  # in units of the kernel's mean diagonal: above the rounding of float32 Jacobians
+RIDGE = 1e-4  # in units of the median of K(x, x): above the rounding of float32 Jacobians
 RANKS = 24  # of a spectrum's modes are recorded, evenly spaced in log rank
 SHARES = (1 / 16, 1 / 8, 1 / 4)  # of the pool: sizes of the training sets that kernel regression is measured on
-TRIALS = 8  # training sets for each
+TRIALS = 6  # training sets for each
 
 
 class Pool(NamedTuple):
@@ -60,11 +60,11 @@ def measure(config: ConfigDict, workdir: str | os.PathLike, pool: int) -> dict[s
     Returns:
       "predictors": one row per seed, every predictor by name (those of the trained net's kernel as after_<name>);
       "regression": rows of `learning_curve` per seed, moment ("init", "trained") and n;
-      "spectra": rank, eigenvalue (of the kernel with mean diagonal 1), and the share of the targets' power in the modes
+      "spectra": rank, eigenvalue (its share of the trace), and the share of the targets' power in the modes
       up to that rank, per seed and moment; also the sum of the eigenvalues below 0 over the trace.
 
     Raises:
-      ConfigError: the run is not finished, has no checkpoint, or fewer images than `size`.
+      ConfigError: the run is not finished, has no checkpoint, or fewer images than `pool`.
     """
     run = reopen(config, workdir)
     images = pool_of(run.dataset, pool)
@@ -96,16 +96,17 @@ def measure(config: ConfigDict, workdir: str | os.PathLike, pool: int) -> dict[s
 
 
 def _spectrum(evidence: Evidence) -> Spectrum:
-    """Of the pool's kernel with mean diagonal 1, whose trace over its points is thus 1."""
+    """Of the pool's kernel in units of the median of K(x, x)."""
     eigenvalues, coefficients = evidence.pool_modes
+    trace = float(np.trace(evidence.pool_matrix)) / len(eigenvalues)
     return Spectrum(
         eigenvalues=eigenvalues,
         coefficients=coefficients,
         points=len(eigenvalues),
         samples=len(evidence.labels),
-        trace=1.0,
+        trace=trace,
         power=np.mean(evidence.pool_targets**2),
-        negative=min(1 - eigenvalues.sum(), 0.0),
+        negative=min(trace - eigenvalues.sum(), 0.0),
     )
 
 
@@ -120,8 +121,8 @@ def _modes(modes: Spectrum) -> Iterator[dict[str, float]]:
     """Some modes, and the share of the targets' power in all up to each."""
     share = np.cumsum(modes.coefficients**2) / modes.power
     for rank in np.unique(np.geomspace(1, modes.points, RANKS).round().astype(int)):
-        eigenvalue, power = modes.eigenvalues[rank - 1] * modes.points, share[rank - 1]
-        yield {"rank": rank, "eigenvalue": eigenvalue, "power": power, "negative": modes.negative}
+        eigenvalue, power = modes.eigenvalues[rank - 1] / modes.trace, share[rank - 1]
+        yield {"rank": rank, "eigenvalue": eigenvalue, "power": power, "negative": modes.negative / modes.trace}
 
 
 def _flops(net, variables: dict | None, x_1xHxWxC: jax.Array) -> float:

@@ -22,8 +22,8 @@ def learning_curve(
 ) -> Iterator[dict[str, float]]:
     """Measured and predicted error of regression on n of M samples, for every n in `sizes`.
 
-    Mean squared errors per sample and target, over the targets' mean square; the measured one is over the samples
-    that were not drawn, as is eigenlearning's (corrected for the population's being finite).
+    Mean squared errors over the targets' mean square; the measured ones are over the samples, or pairs, that were not
+    drawn, as is eigenlearning's (corrected for the population's being finite).
 
     Args:
       kernel: full [M, M, C, C], or [M, M].
@@ -35,18 +35,26 @@ def learning_curve(
       seed: of the draws.
 
     Yields:
-      n, measured, its standard error, eigenlearning, and leave_one_out (the mean over the training sets).
+      n; measured and its standard_error; measured_pairs, the same where the n C (sample, logit) pairs of a full kernel
+      are drawn one by one, as eigenlearning assumes; eigenlearning; leave_one_out, the mean over the training sets.
 
     Raises:
       ConfigError: sizes that do not match, or a singular kernel; see `resjax.ntk.spectrum.checked`.
     """
     matrix, y_MxC = checked(kernel, targets_MxC)
     M, power = len(y_MxC), float(np.mean(y_MxC**2))
-    rng = np.random.default_rng(seed)
+    rows = len(matrix) // M  # of a sample: C of a full kernel, else 1
+    y = y_MxC.reshape(len(matrix), -1)
+    rng, of_pairs = (np.random.default_rng([seed, stream]) for stream in (0, 1))
     for n in sizes:
         if not 0 < n < M:
             raise ConfigError(f"a training set of {n} of {M} samples leaves none to test, or none to train")
-        drawn = [_errors(matrix, y_MxC, rng.permutation(M), n, ridge) for _ in range(trials)]
+        drawn, pairs = [], []
+        for _ in range(trials):
+            order = rng.permutation(M)[:, None] * rows + np.arange(rows)
+            drawn.append(_errors(matrix, y, order.reshape(-1), n * rows, rows, ridge))
+            if rows > 1:
+                pairs.append(_errors(matrix, y, of_pairs.permutation(M * rows), n * rows, 1, ridge)[0])
         measured, leave_one_out = np.array(drawn).T / power
         predicted = spectrum.predict(n, ridge=ridge)
         corrected = off_train(predicted.test_mse, predicted.train_mse, n, M)
@@ -54,26 +62,26 @@ def learning_curve(
             "n": n,
             "measured": measured.mean(),
             "standard_error": measured.std(ddof=1) / np.sqrt(trials) if trials > 1 else np.nan,
+            "measured_pairs": np.mean(pairs) / power if pairs else measured.mean(),
             "eigenlearning": float(np.mean(corrected)) / power,
             "leave_one_out": leave_one_out.mean(),
         }
 
 
-def _errors(matrix: np.ndarray, y_MxC: np.ndarray, order_M: np.ndarray, n: int, ridge: float) -> tuple[float, float]:
-    """Mean squared error on the samples after the first n of the order, and by leaving out one of these n."""
-    rows = len(matrix) // len(y_MxC)  # of a sample: C of a full kernel, else 1
-    points = (order_M[:, None] * rows + np.arange(rows)).reshape(-1)
-    y = y_MxC[order_M].reshape(len(points), -1)
-    train, test = points[: n * rows], points[n * rows :]
+def _errors(
+    matrix: np.ndarray, y: np.ndarray, order: np.ndarray, seen: int, rows: int, ridge: float
+) -> tuple[float, float]:
+    """Mean squared error on all points after the first `seen` of the order; and on these, `rows` left out at a time."""
+    train, test = order[:seen], order[seen:]
     block = matrix[np.ix_(train, train)]
-    block[np.diag_indices(len(block))] += ridge
+    block[np.diag_indices(seen)] += ridge
     try:
-        inverse = scipy.linalg.inv(block, overwrite_a=True, assume_a="pos", check_finite=False)
+        inverse = scipy.linalg.cho_solve(scipy.linalg.cho_factor(block), np.eye(seen), overwrite_b=True)
     except np.linalg.LinAlgError:
-        raise ConfigError(f"the kernel of {n} samples is singular: add a ridge") from None
-    weights = inverse @ y[: n * rows]
-    error = np.mean((matrix[np.ix_(test, train)] @ weights - y[n * rows :]) ** 2)
-    # Leaving out a sample leaves out all its rows: (Q^-1)_ii block of Q = (K + ridge)^-1, times (Q y)_i.
-    blocks = inverse.reshape(n, rows, n, rows)[np.arange(n), :, np.arange(n)]
-    left_out = np.linalg.solve(blocks, weights.reshape(n, rows, -1))
+        raise ConfigError(f"the kernel of {seen} points is singular: add a ridge") from None
+    weights = inverse @ y[train]
+    error = np.mean((matrix[np.ix_(test, train)] @ weights - y[test]) ** 2)
+    # Leaving out a sample leaves out all its rows: (Q_ii)^-1 (Q y)_i with blocks of Q = (K + ridge)^-1.
+    blocks = np.einsum("icid->icd", inverse.reshape(seen // rows, rows, -1, rows))
+    left_out = np.linalg.solve(blocks, weights.reshape(seen // rows, rows, -1))
     return float(error), float(np.mean(left_out**2))

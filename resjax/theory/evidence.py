@@ -43,7 +43,7 @@ class Evidence:
       n: size of the training set.
       kernel: [M, M, C, C], the full empirical NTK of the pool at `params`, in its own scale.
       flops: of the forward pass of one example.
-      ridge: added to the diagonal of the kernel, in units of the kernel's mean diagonal.
+      ridge: added to the diagonal of the kernel, in units of the median of K(x, x).
 
     Raises:
       ConfigError: sizes do not match, n is not in 1 .. M, or the kernel is not finite, not symmetric or 0.
@@ -79,7 +79,9 @@ class Evidence:
         if gap > ASYMMETRY * np.abs(K).max():
             raise ConfigError(f"the kernel and its transpose differ by {gap:.3g}, more than rounding: {sizes}")
         if not self.scale > 0:
-            raise ConfigError(f"the kernel's mean diagonal is {self.scale:.3g}, which is not positive: {sizes}")
+            raise ConfigError(
+                f"the median of the kernel's diagonal is {self.scale:.3g}, which is not positive: {sizes}"
+            )
         if self._shapes(self.params) != self._shapes(self.initial_params):
             raise ConfigError(f"params and initial_params differ in shape: {sizes}")
 
@@ -111,12 +113,16 @@ class Evidence:
     # --- Kernel -----------------------------------------------------------------------------------------------------
     @cached_property
     def scale(self) -> float:
-        """Mean diagonal of the kernel over the pool: the unit of all below."""
-        return float(np.einsum("iicc->", self.kernel) / (len(self.x) * self.classes))
+        """Median over the pool of K(x, x), its mean over logits: the unit of all below, and of the ridge.
+
+        Not the mean: a product may give one image a K(x, x) that is a thousand times the others', whose kernel would
+        then drown in the ridge.
+        """
+        return float(np.median(np.einsum("iicc->i", self.kernel)) / self.classes)
 
     @cached_property
     def pool_matrix(self) -> np.ndarray:
-        """[M C, M C] the kernel with mean diagonal 1."""
+        """[M C, M C] the kernel in units of `scale`."""
         size = len(self.x) * self.classes
         matrix = np.asarray(self.kernel.transpose(0, 2, 1, 3).reshape(size, size), np.float64) / self.scale
         return (matrix + matrix.T) / 2

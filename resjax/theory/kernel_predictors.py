@@ -1,8 +1,9 @@
 """Predictors of the tangent kernel: what regression with it would do, how it fits the labels, how it is spread.
 
-K is the full kernel over (sample, class) pairs with mean diagonal 1, Q = (K + ridge I)^-1, y the centred one-hot
-targets, n samples of C classes. Errors are mean squares over pairs, in units of the targets' own: 1 is the error of
-predicting the training set's class frequencies. Where a sign says more than its source does, the reason stands there.
+K is the full kernel over (sample, class) pairs in units of the median of K(x, x), Q = (K + ridge I)^-1, y the centred
+one-hot targets, n samples of C classes. Errors are mean squares over pairs, in units of the targets' own: 1 is the
+error of predicting the training set's class frequencies. Where a sign says more than its source does, the reason stands
+there.
 """
 
 import numpy as np
@@ -24,7 +25,11 @@ FLOAT32 = float(np.finfo(np.float32).eps)
     at="both",
 )
 def eigenlearning_error(evidence: Evidence) -> float:
-    """Expected error on the points of the pool that are not trained on, from the pool's modes; each pair is a point.
+    """Expected error on the points of the pool that are not trained on, from the pool's modes.
+
+    Danger: the theory draws points, here (sample, class) pairs, one by one, while a training set has all pairs of its
+    samples. For kernels with strong correlations between logits or a wide spread of K(x, x), products above all, the
+    true error is larger (`resjax.ntk.regression.learning_curve` measures both).
 
     Danger: the pool must be much larger than n. For M = 2n the error was measured to be a fifth too large, for M = 5n
     a few percent.

@@ -36,10 +36,10 @@ def use_cpu_cores(config: ConfigDict) -> None:
     Small nets leave cores idle within one operation; with a device a core, each core trains replicas of its own.
     """
     if config.parallel == "jit" and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", math.gcd(config.seeds, _cores()))
+        jax.config.update("jax_num_cpu_devices", math.gcd(config.seeds, cores()))
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
