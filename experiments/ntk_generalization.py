@@ -31,9 +31,10 @@ from experiments import cells, measuring
 from resjax import config as config_lib
 from resjax.analysis import ntk_figures, race, tables
 from resjax.config import ConfigError
-from resjax.ntk.measure import AFTER, measure
+from resjax.data.dataset import load
+from resjax.ntk.measure import AFTER, measure, pool_of
 from resjax.theory import kernel_predictors
-from resjax.theory.predictors import PREDICTORS, Predictor
+from resjax.theory.predictors import PREDICTORS
 
 MODULE = "experiments.ntk_generalization"
 SMOKE = {
@@ -69,7 +70,7 @@ DESIGNS = {
     "cube_degree2": _design(384, (4, 6), (32, 64), 64, 0.6, 100),
     "cube_degree3": _design(384, (4, 6), (32, 64), 64, 0.6, 100),
     "cifar10": _design(1024, (8, 14), (8, 16), 256, 0.02, 100),  # this one and the next for a GPU
-    "cifar100": _design(1024, (8, 14), (8, 16), 256, 0.02, 100),
+    "cifar100_10classes": _design(1024, (8, 14), (8, 16), 256, 0.2, 100),  # a full kernel of 100 classes takes 80 GB
 }
 
 
@@ -87,35 +88,38 @@ def main(
 
             mesh.use_cpu_cores(next(iter(pools.values()))[0])
             train = loop.train
+        for config, pool in {config.dataset.name: (config, pool) for config, pool in pools.values()}.values():
+            pool_of(load(config.dataset), pool)  # complains before anything is trained
         outcomes = cells.run({label: config for label, (config, _) in pools.items()}, train, args.workdir, console)
         todo = {o.label: (o.config, {"pool": pools[o.label][1]}) for o in outcomes if o.run_dir}
         processes = args.workers or measuring.workers()
         measured = measuring.measure_all(todo, measure, "ntk", args.workdir, processes, console)
         if not measured:
             raise ConfigError("no run could be measured; the reasons stand above")
+        header = cells.header(MODULE, argv, outcomes, time.monotonic() - began)
+        for path in report(outcomes, measured, args.out, header, console):
+            print(path)
     except ConfigError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr)
         return 130
-    header = cells.header(MODULE, argv, outcomes, time.monotonic() - began)
-    for path in report(outcomes, measured, args.out, header, console):
-        print(path)
     return int(len(measured) < len(pools))
 
 
 def _parser() -> argparse.ArgumentParser:
     p = cells.parser(MODULE, __doc__, SMOKE)
     p.set_defaults(out="results/ntk_generalization", datasets="digits,cube_degree2,cube_degree3", seeds=6)
-    p.add_argument("--depths", type=_numbers, metavar="N,N", help="of the nets; else each data set's own")
-    p.add_argument("--widths", type=_numbers, metavar="N,N", help="of the nets; else each data set's own")
+    p.add_argument("--depths", type=whole_numbers, metavar="N,N", help="of the nets; else each data set's own")
+    p.add_argument("--widths", type=whole_numbers, metavar="N,N", help="of the nets; else each data set's own")
     p.add_argument("--pool", type=int, metavar="M", help="labelled images of a kernel; else each data set's own")
     p.add_argument("--workers", type=int, metavar="N", help="processes that measure; else one per core, on a GPU one")
     return p
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """`8,14` -> (8, 14)."""
     return tuple(int(word) for word in text.split(","))
 
 
@@ -126,6 +130,10 @@ def configurations(args: argparse.Namespace) -> dict[str, tuple[ConfigDict, int]
     chosen = {}
     given = {key for name, key in config_lib.ALIASES.items() if getattr(args, name, None) is not None}
     given |= {text.partition("=")[0] for text in args.set}
+    if given & {"model.depth", "model.width"} and not (args.depth or args.width):
+        raise ConfigError("--set: use --depths and --widths")
+    if args.workers is not None and args.workers < 1:
+        raise ConfigError(f"--workers={args.workers}: at least one process must measure")
     for dataset in cells.datasets(args.datasets):
         if dataset not in DESIGNS:
             raise ConfigError(f"--datasets: no design for {dataset!r}; choose from {', '.join(DESIGNS)}")
@@ -151,7 +159,7 @@ def collect(
     Spectra are of the shallowest and narrowest nets of a data set.
     """
     nets = cells.table(outcomes)
-    nets["error"] = 1 - nets["OA"]
+    nets["error"], nets["validation_error"] = 1 - nets["OA"], 1 - nets["validation_accuracy"]
     about = {o.label: tables.config_columns(o.config) for o in outcomes}
     found = {name: [] for name in ("predictors", "regression", "spectra")}
     for label, rows in measured.items():
@@ -168,12 +176,19 @@ def collect(
 
 
 IDENTITY = ["dataset", "train_size", "merge", "depth", "width"]
-RESULTS = ["error", "generalization_gap", "train_accuracy", "train_loss", "test_loss"]
+RESULTS = ["error", "generalization_gap", "train_accuracy", "train_loss", "test_loss", "validation_error"]
 
 
-def racers(nets: pd.DataFrame) -> dict[str, Predictor]:
-    """Column -> its predictor."""
-    return {name: p for name in nets.columns if (p := PREDICTORS.get(name.removeprefix(AFTER)))}
+def racers(nets: pd.DataFrame) -> dict[str, tuple[int, bool]]:
+    """Column -> (sign, whether it is a plain baseline); beside the predictors, the trained net's validation error."""
+    known = {name: PREDICTORS.get(name.removeprefix(AFTER)) for name in nets.columns}
+    return {"validation_error": (1, False)} | {name: (p.sign, p.baseline) for name, p in known.items() if p}
+
+
+def is_of_kernel(name: str) -> bool:
+    """Whether a racer is made of the kernel's eigenvalues or solves, at either moment."""
+    predictor = PREDICTORS.get(name.removeprefix(AFTER))
+    return predictor is not None and predictor.function.__module__ == kernel_predictors.__name__
 
 
 def report(
@@ -182,10 +197,10 @@ def report(
     """Prints the verdicts, and writes the tables and figures."""
     nets, regression, spectra = collect(outcomes, measured)
     columns = racers(nets)
-    kernel_rows = [name for name, p in columns.items() if p.function.__module__ == kernel_predictors.__name__]
+    kernel_rows = list(filter(is_of_kernel, columns))
     written = {"": nets, "_regression": regression, "_spectra": spectra}
     for target, suffix in (("error", "_race"), ("generalization_gap", "_race_gap")):
-        written[suffix] = race.race(nets, {name: (p.sign, p.baseline) for name, p in columns.items()}, target)
+        written[suffix] = race.race(nets, columns, target)
         text = race.verdict(written[suffix], nets, kernel_rows, target)
         header = header | {f"verdict on the {target.replace('_', ' ')}": text}
         console.print(f"\n{target.replace('_', ' ')}: {text}", markup=False, highlight=False)
@@ -193,18 +208,23 @@ def report(
     paths += ntk_figures.spectra(spectra, f"{out}_spectra")
     paths += ntk_figures.predicted_against_measured(by_method(regression), f"{out}_regression")
     paths += ntk_figures.race_forest(written["_race"], f"{out}_race")
-    return paths + ntk_figures.trained_against_predicted(nets, f"{out}_best", written["_race"].iloc[0]["predictor"])
+    best = max(filter(is_of_kernel, columns), key=written["_race"].set_index("predictor")["tau"].fillna(-2).get)
+    return paths + ntk_figures.trained_against_predicted(nets, f"{out}_best", best, sign=columns[best][0])
 
 
 def by_method(regression: pd.DataFrame) -> pd.DataFrame:
     """Medians over the nets at initialisation, a row per data set, merge, n and method; errors have heavy tails."""
-    rows = regression[regression["moment"] == "init"].melt(
-        id_vars=["dataset", "merge", "n", "measured"],
-        value_vars=["eigenlearning", "leave_one_out"],
-        var_name="method",
-        value_name="predicted",
-    )
-    return rows.groupby(["dataset", "merge", "method", "n"], sort=False, as_index=False).median()
+    rows = regression[regression["moment"] == "init"]
+    methods = {  # method -> measured, predicted
+        "eigenlearning, pairs drawn": ("measured_pairs", "eigenlearning"),
+        "eigenlearning, samples drawn": ("measured", "eigenlearning"),
+        "leave one out, samples drawn": ("measured", "leave_one_out"),
+    }
+    found = [
+        rows[["dataset", "merge", "n"]].assign(method=method, measured=rows[measured], predicted=rows[predicted])
+        for method, (measured, predicted) in methods.items()
+    ]
+    return pd.concat(found).groupby(["dataset", "merge", "method", "n"], sort=False, as_index=False).median()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The empirical kernel against explicit Jacobians and neural-tangents, in every layout its blocks can take."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ from resjax import config as base
 from resjax.config import ConfigError
 from resjax.models import build
 from resjax.ntk.empirical import LIBRARY, MODES, empirical_ntk, flat
+from resjax.ntk.factors import linear_layers
 from resjax.ntk.frozen import calibrated, frozen
 
 
@@ -113,12 +115,6 @@ def small_resnet(merge, **entries):
     return net, calibrated(net, net.init(jax.random.key(2), x), x), x
 
 
-def test_kernel_of_a_residual_net():
-    net, variables, x = small_resnet("se")
-    f, params = frozen(net, variables)
-    close(empirical_ntk(f, params, x), explicit(f, params, x, x))
-
-
 def test_our_mlp_agrees_with_neural_tangents():
     net, variables, x = small_resnet("mul_bn1", name="mlp", depth=6, width=16)
     f, params = frozen(net, variables)
@@ -144,6 +140,73 @@ def test_replicas_share_a_compilation():
     compiled = factors._cache_size()
     empirical_ntk(*frozen(net, jax.tree.map(lambda leaf: 2 * leaf, variables)), x)
     assert factors._cache_size() == compiled
+
+
+def relative(f, params, x):
+    """Error of the kernel over its size, and the layers that entered by their structure."""
+    expected = explicit(f, params, x, x)
+    kernel = empirical_ntk(f, params, x)
+    return np.abs(kernel - expected).max() / np.abs(expected).max(), linear_layers(f, params, x[:1])
+
+
+class Squared(nn.Dense):
+    """Not linear in its weights, though of the family."""
+
+    @nn.compact
+    def __call__(self, x):
+        return x @ self.param("kernel", nn.initializers.normal(), (x.shape[-1], self.features)) ** 2
+
+
+class Nets:
+    """Functions of one Dense layer's variables, [n, 9] -> [n, c], and whether its structure may be used."""
+
+    layer, other = nn.Dense(9, name="d"), nn.Dense(9, name="e")
+
+    @classmethod
+    def cases(cls):
+        apply = cls.layer.apply
+        return {
+            "plain": (lambda p, x: apply({"params": p}, x), 1),
+            "by keyword": (lambda p, x: apply({"params": p}, inputs=x), 1),
+            "tied": (lambda p, x: jnp.tanh(apply({"params": p}, x)) @ p["kernel"].T, 0),
+            "scaled": (lambda p, x: apply({"params": jax.tree.map(lambda leaf: 3 * leaf, p)}, x), 0),
+            "called twice": (lambda p, x: apply({"params": p}, jnp.tanh(apply({"params": p}, x))), 0),
+            "in two modules": (lambda p, x: apply({"params": p}, jnp.sin(cls.other.apply({"params": p}, x))), 0),
+            "decayed": (lambda p, x: apply({"params": p}, x) + jnp.sum(p["kernel"] ** 2), 0),
+            "jitted": (lambda p, x: jax.jit(lambda p, x: apply({"params": p}, x))(p, x), 0),
+            "derived": (lambda p, x: Squared(9).apply({"params": {"kernel": p["kernel"]}}, x), 0),
+        }
+
+
+@pytest.mark.parametrize("name", Nets.cases())
+def test_structure_is_used_only_where_it_is_right(name):
+    f, layers = Nets.cases()[name]
+    x = jax.random.normal(jax.random.key(0), (5, 9))
+    error, found = relative(f, Nets.layer.init(jax.random.key(1), x)["params"], x)
+    assert error < 1e-6 and len(found) == layers
+
+
+def test_every_layer_of_a_small_net_enters_right():
+    # 1x1 and strided 3x3 convolutions down to maps of 2x2, dense layers with a bias
+    net, variables, x = small_resnet("mul_bn1", width=16)
+    f, params = frozen(net, variables)
+    error, found = relative(f, params, x)
+    assert error < 2e-6
+    assert {"/".join(layer.path[-2:]) for layer in found} == {
+        "shortcut/linear", "branch/linear1", "branch/linear2", "head",
+    }  # fmt: skip
+
+
+def test_products_have_full_precision_in_every_thread(problem):
+    params, x, _ = problem
+    seen = []
+
+    def noting(params, x):
+        seen.append(jax.config.jax_default_matmul_precision)
+        return dense(params, x)
+
+    empirical_ntk(noting, params, x)
+    assert "highest" in seen[1:]  # the first call, of shapes alone, is elsewhere
 
 
 def test_rows_can_lie_on_several_devices(problem):
@@ -179,6 +242,8 @@ def test_bad_input_gets_one_line_with_the_sizes(problem):
     bad(problem, r"of 1089 entries of the kernel are not finite \(11 x 11", x1=x.at[4, 0].set(jnp.nan))
     bad(problem, r"max_memory=0.0 MiB is too little for a kernel of 11 x 11 samples with 3 rows", max_memory=20_000)
     bad(problem, "take fewer samples or classes", max_memory=100_000, block_size=8)
+    bad(problem, "max_memory=nan: must be a positive whole number", max_memory=float("nan"))
+    bad(problem, "block_size=0: must be", block_size=0)
 
 
 def test_a_partial_carries_its_arrays_as_arguments(problem):

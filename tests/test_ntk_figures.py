@@ -132,7 +132,7 @@ def test_race_forest_puts_the_largest_tau_on_top(tmp_path, drawn):
     assert [p.get_xdata()[0] for p in points] == pytest.approx(np.linspace(0.9, -0.3, 50))
     hollow = [i for i, p in enumerate(points) if to_hex(p.get_markerfacecolor()) == "#ffffff"]
     assert hollow == [7, 17, 27, 37, 47]
-    assert figure._suptitle.get_text() == "96 configurations in 3 cells, 5 seeds, 95 % CI"
+    assert figure._suptitle.get_text() == "96 configurations, 3 data set(s), 5 seeds, 95 % CI"
     assert psi.get_xlabel().startswith("psi_merge")
     assert legend_names(figure) == ["predictor", "plain baseline", "best plain baseline by tau"]
     labels = [t.get_window_extent() for t in tau.get_yticklabels()]

@@ -50,7 +50,14 @@ class Measure:
             values |= {"leave_one_out": np.float32(error_of(config, seed)), "gcv": np.nan, "after_gcv": np.inf}
             predictors.append({"seed": seed} | values)
         at = [{"seed": seed, "moment": moment} for seed in seeds for moment in ("init", "trained")]
-        curve = {"n": 8, "measured": 0.5, "standard_error": 0.01, "eigenlearning": 0.51, "leave_one_out": 0.49}
+        curve = {
+            "n": 8,
+            "measured": 0.5,
+            "standard_error": 0.01,
+            "measured_pairs": 0.4,
+            "eigenlearning": 0.51,
+            "leave_one_out": 0.49,
+        }
         modes = [{"rank": rank, "eigenvalue": 1 / rank, "power": rank / 4, "negative": 0.0} for rank in (1, 2, 4)]
         return {
             "predictors": predictors,
@@ -80,7 +87,7 @@ def test_a_study_writes_its_tables_and_figures(study, capsys):
     nets, race = study.read(""), study.read("_race").set_index("predictor")
     assert len(nets) == 24 * 3 and nets["error"].isna().sum() == 8  # one diverged replica in each run of mul
     assert set(nets["train_size"]) == {64}
-    assert race.index[0] == "leave_one_out" and race.loc["leave_one_out", "tau"] == 1
+    assert set(race.index[:2]) == {"leave_one_out", "validation_error"} and race["tau"].iloc[1] == 1
     assert race.loc["leave_one_out", "psi_merge"] == 1 and race.loc["leave_one_out", "diverged"] == 8
     assert bool(race.loc["parameters", "baseline"]) and race.loc["gcv", "configurations"] == 0
     assert "after_gcv" in race.index  # infinite values survive the file
@@ -117,11 +124,15 @@ def test_bad_flags_get_one_line(study, capsys):
         ("--datasets=mnist",): "no design for 'mnist'",
         ("--merges=ad",): "unknown 'ad'",
         ("--depths=9",): "config.model.depth=9",
+        ("--set=model.depth=8",): "use --depths and --widths",
+        ("--workers=0",): "at least one process",
+        ("--pool=5000",): "a pool of 5000 images",
+        ("--merges=add", "--widths=8", "--depths=8", "--datasets=digits"): "nothing to rank",
     }.items():
         assert study(*flags) == 2
         err = capsys.readouterr().err
         assert message in err and err.count("\n") == 1
-    assert study(measure=Measure(fails=ERRORS)) == 2
+    assert study("--pool=100", measure=Measure(fails=ERRORS)) == 2
     assert "no run could be measured" in capsys.readouterr().err
 
 

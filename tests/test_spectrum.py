@@ -8,9 +8,8 @@ import pytest
 from resjax import config as base
 from resjax.config import ConfigError
 from resjax.data import batches, dataset
-from resjax.models import build
 from resjax.ntk.empirical import empirical_ntk, flat
-from resjax.ntk.frozen import calibrated, frozen
+from resjax.ntk.frozen import frozen
 from resjax.ntk.regression import learning_curve
 from resjax.ntk.spectrum import spectrum, top_spectrum
 from resjax.theory.domains import relu_ntk
@@ -184,13 +183,3 @@ def test_regression_needs_points_on_both_sides():
     with pytest.raises(ConfigError, match="singular"):
         kernel = random_kernel(6, 2, rank=2)
         next(learning_curve(kernel, y, spectrum(kernel, y), [4]))
-
-
-def test_a_wide_net_is_frozen_where_it_stands():
-    config = base.base()
-    config.model.update({"name": "mlp", "depth": 4, "width": 8, "merge": "mul_bn"})
-    net = build.build(config.model, 2)
-    x = jax.random.normal(jax.random.key(0), (9, 4, 1, 1))
-    variables = calibrated(net, net.init(jax.random.key(1), x), x)
-    f, params = frozen(net, variables)
-    np.testing.assert_array_equal(f(params, x), net.apply(variables, x))

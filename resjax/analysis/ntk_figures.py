@@ -181,7 +181,7 @@ def _forest_legend(figure: "Figure", axes: "Axes", plain: bool) -> None:
 
 
 def trained_against_predicted(
-    table: pd.DataFrame, path: str | os.PathLike, predictor: str, target: str = "error"
+    table: pd.DataFrame, path: str | os.PathLike, predictor: str, target: str = "error", sign: int = 1
 ) -> list[Path]:
     """Draws the trained nets' test error over one predictor, a panel per cell (dataset, train_size).
 
@@ -190,6 +190,7 @@ def trained_against_predicted(
       path: of the figure, to which .png and .pdf are appended.
       predictor: its column.
       target: column of the test error, a fraction.
+      sign: of the predictor; the titles have the tau of sign * predictor.
 
     Returns:
       The paths of both files. A point is a configuration: means over seeds, with the 95 % CI of the error.
@@ -212,7 +213,7 @@ def trained_against_predicted(
         for axes in panels[len(cells) :]:
             axes.set_visible(False)
         for axes, ((dataset, train_size), rows) in zip(panels, cells, strict=False):
-            tau = _scatter(axes, rows, predictor, target)
+            tau = sign * _scatter(axes, rows, predictor, target)
             axes.set_title(f"{dataset}, n = {train_size}\ntau = {tau:.2f}", fontsize=8)
             axes.set_xlabel(predictor.replace("_", " "))
         figure.supylabel("test error of the trained net (%)", fontsize=9)
@@ -233,7 +234,7 @@ def _scatter(axes: "Axes", rows: pd.DataFrame, predictor: str, target: str) -> f
     x, y = np.array(points).T
     if x.min() > 0 and x.max() > 30 * x.min():
         axes.set_xscale("log")
-    return float(kendalltau(x, y).statistic)
+    return float(kendalltau(x, y).statistic) if len(points) > 1 else float("nan")
 
 
 def _band(axes: "Axes", rows: pd.DataFrame, column: str, merge: str) -> None:

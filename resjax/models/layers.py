@@ -12,6 +12,8 @@ from resjax.models.conv import conv2d
 # Gaussian, variance 2/fan_in (He et al. 2015): the theory at initialisation assumes exactly this.
 he_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
+MOMENTUM = 0.9  # of BatchNorm's running statistics; PyTorch calls it .1
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
     "gelu": nn.gelu,
@@ -60,9 +62,8 @@ class Norm(nn.Module):
             "dtype": self.dtype,
         }
         if self.kind == "bn":
-            # momentum .9 is PyTorch's .1
             return nn.BatchNorm(
-                use_running_average=not train, momentum=0.9, axis_name=self.axis_name, name="bn", **inits
+                use_running_average=not train, momentum=MOMENTUM, axis_name=self.axis_name, name="bn", **inits
             )(x)
         if self.kind == "ln":
             return nn.LayerNorm(reduction_axes=tuple(range(1, x.ndim)), feature_axes=-1, name="ln", **inits)(x)

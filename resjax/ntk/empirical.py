@@ -70,6 +70,9 @@ def empirical_ntk(
         raise ConfigError(f"mode={mode!r}: choose from {', '.join(MODES)}")
     if implementation not in ("blocked", *LIBRARY):
         raise ConfigError(f"implementation={implementation!r}: choose from blocked, {', '.join(LIBRARY)}")
+    for name, value in {"max_memory": max_memory, "block_size": 1 if block_size is None else block_size}.items():
+        if not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{name}={value!r}: must be a positive whole number")
     f = apply_fn if isinstance(apply_fn, Partial) else Partial(apply_fn)
     shape = _Shape.of(f, params, x1, x2, mode)
     if implementation == "blocked":
@@ -98,6 +101,7 @@ class _Shape(NamedTuple):
     C: int
     rows: int
     sample_bytes: int
+    pairs: int  # of positions in a layer of `Factors`, at most: a product holds so many numbers per entry
     symmetric: bool
 
     @classmethod
@@ -111,10 +115,11 @@ class _Shape(NamedTuple):
         if getattr(out, "ndim", None) != 2 or out.shape[0] != 1:
             raise ConfigError(f"empirical_ntk: apply_fn must give logits [n, C]; for x {x1[:1].shape} it gave {out}")
         sample = jax.eval_shape(partial(factors, mode=mode), f, params, x1[:1])
+        pairs = max((x.shape[1] ** 2 for x, _ in sample.layers), default=0)
         sample_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(sample))
         C = out.shape[1]
         rows = C if mode == "full" else 1
-        return cls(len(x1), len(x1) if x2 is None else len(x2), C, rows, sample_bytes, x2 is None)
+        return cls(len(x1), len(x1) if x2 is None else len(x2), C, rows, sample_bytes, pairs, x2 is None)
 
     @property
     def kernel_bytes(self) -> int:
@@ -132,14 +137,16 @@ class _Plan(NamedTuple):
     def of(cls, shape: _Shape, block_size: int | None, max_memory: int, devices: int) -> "_Plan":
         """The largest group that memory allows, at most half the samples of a device. Raises ConfigError."""
         free = (max_memory - shape.kernel_bytes) // devices
-        fit = free // shape.sample_bytes  # samples whose Jacobian fits on a device
+        fit = free // shape.sample_bytes  # samples whose factors fit on a device
         block = block_size or max(1, min(BLOCK, math.ceil(shape.n1 / (2 * devices)), fit // (2 * COPIES)))
+        product = 8 * shape.pairs * (block * shape.rows) ** 2  # bytes that the product of two blocks holds meanwhile
+        fit = max(free - product, 0) // shape.sample_bytes
         group = min(fit // block - COPIES, math.ceil(shape.n1 / (2 * devices * block)))
         if group < 1:
             need = shape.kernel_bytes + devices * (1 + COPIES) * (block_size or 1) * shape.sample_bytes
             raise ConfigError(
                 f"empirical_ntk: max_memory={_mib(max_memory)} is too little for a kernel of {shape.n1} x {shape.n2} "
-                f"samples with {shape.rows} rows each ({_mib(shape.kernel_bytes)}) and a Jacobian of "
+                f"samples with {shape.rows} rows each ({_mib(shape.kernel_bytes)}) and factors of "
                 f"{_mib(shape.sample_bytes)} a sample: it needs {_mib(need)}; take fewer samples or classes"
             )
         return cls(block, group)

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 from jax.tree_util import Partial
 
-MOMENTUM = 0.9  # of resjax.models.layers.Norm
+from resjax.models.layers import MOMENTUM
 
 
 def frozen(net: nn.Module, variables: dict[str, Any]) -> tuple[Partial, Any]:

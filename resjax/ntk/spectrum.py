@@ -119,7 +119,8 @@ def top_spectrum(
     """The leading modes of the full kernel without forming it: Lanczos on products K v (matfree).
 
     Memory: that of 2 * modes + 20 vectors of M * C entries, and of one block's backward pass. The trace is exact. Of
-    eigenvalues that are equal to rounding only one is found: the kernels of trained nets have none but 0.
+    eigenvalues that are equal to rounding only one is found: the kernels of trained nets have none but 0. Merges
+    without a forward-mode derivative (`swap_*`) are refused by JAX.
 
     Args:
       apply_fn: as in `empirical_ntk`.
@@ -133,6 +134,8 @@ def top_spectrum(
       ConfigError: more modes than points, or sizes that do not match.
     """
     y = np.asarray(targets_MxC, float)
+    if y.ndim != 2 or not (np.isfinite(y).all() and np.isfinite(x).all()) or block_size < 1:
+        raise ConfigError(f"top_spectrum: x {x.shape} and targets {y.shape} [M, C] must be finite, block_size positive")
     f = apply_fn if isinstance(apply_fn, Partial) else Partial(apply_fn)
     points, vectors = y.size, min(y.size, 2 * modes + 20)
     if len(x) != len(y) or not 0 < modes <= points:

@@ -196,5 +196,5 @@ def _evaluate(kernel: Kernel, cosine: np.ndarray) -> np.ndarray:
 
 def whole(name: str, value: int, low: int, high: int) -> None:
     """Raises a ConfigError unless the value is a whole number in low..high."""
-    if value != int(value) or not low <= value <= high:
+    if not np.isfinite(value) or value != int(value) or not low <= value <= high:
         raise ConfigError(f"{name} must be a whole number in {low}..{high}, got {value}")

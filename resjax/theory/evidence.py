@@ -156,6 +156,11 @@ class Evidence:
         """
         size = self.pool_targets.size
         eigenvalues, vectors = np.linalg.eigh(self.pool_matrix)
+        if eigenvalues[0] < -ASYMMETRY * eigenvalues[-1]:
+            raise ConfigError(
+                f"the kernel {self.kernel.shape} is not positive semi-definite: eigenvalues from {eigenvalues[0]:.3g} "
+                f"to {eigenvalues[-1]:.3g}"
+            )
         coefficients = vectors.T @ self.pool_targets / np.sqrt(size)
         return np.maximum(eigenvalues[::-1], 0) / size, coefficients[::-1]
 
