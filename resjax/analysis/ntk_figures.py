@@ -32,7 +32,7 @@ def spectra(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
 
     Args:
       table: one row per (dataset, merge, moment, seed, rank): moment is "init" or "trained", rank starts at 1,
-        eigenvalue is in units of the mean diagonal, power the share of the target in the modes up to rank.
+        eigenvalue is its share of the trace, power the share of the target in the modes up to rank.
       path: of the figure, to which .png and .pdf are appended.
 
     Returns:
@@ -62,7 +62,7 @@ def spectra(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
                 for axes in (eigenvalue, power):
                     axes.set_xscale("log")
                 power.set_xlabel("rank")
-            panels[2 * d, 0].set_ylabel("eigenvalue / mean K(x, x)")
+            panels[2 * d, 0].set_ylabel("eigenvalue / trace")
             panels[2 * d + 1, 0].set_ylabel("target power up to rank")
             for row in panels[2 * d : 2 * d + 2]:
                 _share_y(row)
@@ -214,7 +214,7 @@ def trained_against_predicted(
             axes.set_visible(False)
         for axes, ((dataset, train_size), rows) in zip(panels, cells, strict=False):
             tau = sign * _scatter(axes, rows, predictor, target)
-            axes.set_title(f"{dataset}, n = {train_size}\ntau = {tau:.2f}", fontsize=8)
+            axes.set_title(f"{_short(dataset)}, n = {train_size}\ntau = {tau:.2f}", fontsize=8)
             axes.set_xlabel(predictor.replace("_", " "))
         figure.supylabel("test error of the trained net (%)", fontsize=9)
         _legend(figure, table["merge"])
@@ -284,9 +284,14 @@ def _legend(figure: "Figure", merges: pd.Series, line: str = "none", fills: dict
 
     known = [*figures.MERGE_STYLES, *merges]
     looks = {m: _look(m) for m in sorted(set(merges), key=known.index)}
-    looks |= {d: {"color": GREY, "marker": "o", "fillstyle": fill} for d, fill in (fills or {}).items()}
+    looks |= {_short(d): {"color": GREY, "marker": "o", "fillstyle": fill} for d, fill in (fills or {}).items()}
     handles = [Line2D([], [], linestyle=line, markersize=5, label=name, **look) for name, look in looks.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), columnspacing=1.2)
+
+
+def _short(dataset: str) -> str:
+    """Without the number of images in brackets, which n says."""
+    return dataset.split(" (")[0]
 
 
 def _need(table: pd.DataFrame, columns: Sequence[str]) -> None:
