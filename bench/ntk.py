@@ -70,10 +70,12 @@ def contenders(entries: dict, n: int, slow: bool) -> dict[str, Callable[[], np.n
         "resjax": lambda: empirical_ntk(f, params, x),
         "resjax, small memory": lambda: empirical_ntk(f, params, x, max_memory=kernel + quarter),
     }
+    is_mlp = entries.get("name") == "mlp"
     for name in LIBRARY[:3]:
-        if name != SLOW or slow:
+        # Structured derivatives have no rule for our convolution, and would build terabytes.
+        if (name != SLOW or slow) and (name != "structured_derivatives" or is_mlp):
             calls[name] = jitted(f, params, x, name)
-    if entries.get("name") != "mlp":
+    if not is_mlp:
 
         def copied(params, x):  # another function: JAX keeps what it traced of the first
             return f(params, x)
