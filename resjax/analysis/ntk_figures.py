@@ -225,16 +225,17 @@ def _scatter(axes: "Axes", rows: pd.DataFrame, predictor: str, target: str) -> f
     """One cell; returns Kendall's tau-b over its configurations."""
     from scipy.stats import kendalltau
 
-    points = []
+    points, medians = [], []
     for (merge, *_), of_one in rows.groupby(["merge", "depth", "width"], sort=False):
         ci = stats.mean_ci(100 * of_one[target])
         points.append((of_one[predictor].mean(), ci["mean"]))
+        medians.append(of_one[[predictor, target]].median())  # as race.race has it
         reach = [[ci["mean"] - ci["ci_low"]], [ci["ci_high"] - ci["mean"]]] if ci["n"] > 1 else None
         axes.errorbar(*points[-1], yerr=reach, **_look(merge) | BARS)
     x, y = np.array(points).T
     if x.min() > 0 and x.max() > 30 * x.min():
         axes.set_xscale("log")
-    return float(kendalltau(x, y).statistic) if len(points) > 1 else float("nan")
+    return float(kendalltau(*np.array(medians).T).statistic) if len(points) > 1 else float("nan")
 
 
 def _band(axes: "Axes", rows: pd.DataFrame, column: str, merge: str) -> None:
