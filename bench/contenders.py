@@ -27,13 +27,13 @@ def resjax(x_NxHxWxC: np.ndarray, y_N: np.ndarray, depth: int, seeds: int) -> Ep
     from functools import partial
 
     from resjax import config as config_lib
-    from resjax.training import mesh
+    from resjax.training import mesh, startup
 
     config = config_lib.base()
     config.update_from_flattened_dict(
         {"seeds": seeds, "model.depth": depth, "dataset.augment": "none", "batch_size": BATCH, "epochs": 1000}
     )
-    mesh.use_cpu_cores(config)
+    startup.start(config)
     import jax
     import jax.numpy as jnp
 

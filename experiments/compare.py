@@ -54,9 +54,9 @@ def main(argv: Sequence[str] | None = None, train: cells.Train | None = None, re
         merges = dict.fromkeys([BASELINE, *cells.merges(args.merges, registry)])
         configs = {(d, m): cells.config(args, d, m) for d in cells.datasets(args.datasets) for m in merges}
         if train is None:
-            from resjax.training import loop, mesh
+            from resjax.training import loop, startup
 
-            mesh.use_cpu_cores(next(iter(configs.values())))
+            startup.start(next(iter(configs.values())))
             train = loop.train
         tuned, tuning = [], None
         if args.tune:

@@ -20,7 +20,7 @@ from rich.console import Console
 from experiments.cells import duration
 from resjax.analysis import tables
 from resjax.training import rundir
-from resjax.training.mesh import cores
+from resjax.training.startup import cores
 
 # (config, workdir, **options) -> table name -> rows; module-level, for other processes find it by its name.
 Measure = Callable[..., dict[str, list[dict]]]

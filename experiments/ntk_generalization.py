@@ -84,9 +84,9 @@ def main(
     try:
         pools = configurations(args)
         if train is None:
-            from resjax.training import loop, mesh
+            from resjax.training import loop, startup
 
-            mesh.use_cpu_cores(next(iter(pools.values()))[0])
+            startup.start(next(iter(pools.values()))[0])
             train = loop.train
         for config, pool in {config.dataset.name: (config, pool) for config, pool in pools.values()}.values():
             pool_of(load(config.dataset), pool)  # complains before anything is trained

@@ -31,6 +31,8 @@ def base() -> ConfigDict:
     c.batch_devices = 0  # devices that share a batch; 0: all that the replicas leave over, on a CPU one
     c.checkpoint_seconds = 60.0  # at least this long between two checkpoints; the last epoch is always saved
     c.checkpoint_keep = 2  # newest checkpoints kept
+    c.compilation_cache = ""  # compiled programs; "": resjax/compiled in $XDG_CACHE_HOME, else ~/.cache; "none": off
+    c.deterministic = True  # GPU: the same bits every time; False is faster
 
     c.dataset = ConfigDict()
     c.dataset.name = "digits"  # digits, cube<d>_degree<k> (data/teachers.py), or any TFDS image-classification set
@@ -291,7 +293,14 @@ def _check_depth(model: ConfigDict) -> None:
 
 
 # What does not change the numbers of a run, and so not its hash.
-_NOT_HASHED = ("dataset.data_dir", "dataset.cache_dir", "checkpoint_seconds", "checkpoint_keep")
+_NOT_HASHED = (
+    "dataset.data_dir",
+    "dataset.cache_dir",
+    "checkpoint_seconds",
+    "checkpoint_keep",
+    "compilation_cache",
+    "deterministic",
+)
 
 
 def to_json(config: ConfigDict) -> str:

@@ -26,9 +26,9 @@ def main(argv: list[str]) -> int:
     try:
         config, workdir = command_line.parse(argv)
         from resjax.analysis import figures, report  # after the flags: a bad one need not wait for JAX
-        from resjax.training import loop, mesh, rundir
+        from resjax.training import loop, rundir, startup
 
-        mesh.use_cpu_cores(config)
+        startup.start(config)
         before = rundir.read_status(rundir.path_of(config, workdir)).get("status")
         path = loop.train(config, workdir)
         if not (path / "curves.png").exists():

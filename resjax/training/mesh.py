@@ -5,7 +5,6 @@
 """
 
 import math
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -28,20 +27,6 @@ class BatchSplit(NamedTuple):
     axis_name: str | None = None
     parts: int = 1
     place: Callable = lambda batch: batch
-
-
-def use_cpu_cores(config: ConfigDict) -> None:
-    """Makes a CPU appear as several devices, as many as its cores and as replicas fill; call it before JAX starts.
-
-    Small nets leave cores idle within one operation; with a device a core, each core trains replicas of its own.
-    """
-    if config.parallel == "jit" and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", math.gcd(config.seeds, cores()))
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Replicas:

@@ -1,0 +1,88 @@
+"""Several processes that train one run together, on one host or many: they agree, and the first one writes.
+
+Every function is a no-op, or its plain local meaning, where there is one process. Where there are more, all of them
+must call it, in the same order.
+"""
+
+import json
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from resjax.config import ConfigError
+
+
+def connect(spec: str) -> None:
+    """Joins the other processes.
+
+    Args:
+      spec: "" for one process alone; "auto" where JAX finds the others itself (SLURM's srun, Open MPI, TPU pods); else
+        HOST:PORT,PROCESSES,INDEX, with host and a free port of process 0.
+
+    Raises:
+      ConfigError: the specification is none of these, or the others do not answer.
+    """
+    if not spec:
+        return
+    explicit = {}
+    if spec != "auto":
+        try:
+            address, count, index = spec.split(",")
+            explicit = {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
+            if not address.rpartition(":")[2].isdigit() or not 0 <= int(index) < int(count):
+                raise ValueError
+        except ValueError:
+            raise ConfigError(f"--distributed={spec}: use auto, or HOST:PORT,PROCESSES,INDEX") from None
+    try:
+        jax.distributed.initialize(**explicit)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"--distributed={spec}: {error}") from None
+
+
+def is_first() -> bool:
+    """Whether this process writes and prints."""
+    return jax.process_index() == 0
+
+
+def agree(values: tuple[int, ...]) -> np.ndarray:
+    """The largest of each of these integers over the processes."""
+    if jax.process_count() == 1:
+        return np.array(values)
+    return multihost_utils.process_allgather(np.array(values, np.int32)).max(0)
+
+
+def of_first(value):
+    """What the first process has, a tree of arrays whose shapes and types are the same everywhere."""
+    return value if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(value)
+
+
+def on_first(function: Callable[[], object]) -> object:
+    """Calls `function` in the first process alone; all return its result (JSON), or raise its ConfigError."""
+    if jax.process_count() == 1:
+        return function()
+    answer: dict = {}
+    if is_first():
+        try:
+            answer = {"result": function()}
+        except ConfigError as error:
+            answer = {"error": str(error)}
+    text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
+    length = int(of_first(np.int32(len(text))))
+    padded = text if is_first() else np.zeros(length, np.uint8)
+    answer = json.loads(np.asarray(of_first(padded)).tobytes())
+    if "error" in answer:
+        raise ConfigError(answer["error"])
+    return answer["result"]
+
+
+def fetch(tree):
+    """The arrays of `tree` in this host's memory, whole, wherever their parts lie."""
+
+    def whole(array: jax.Array) -> np.ndarray:
+        if array.is_fully_addressable or array.is_fully_replicated:
+            return np.asarray(array)
+        return multihost_utils.process_allgather(array, tiled=True)
+
+    return jax.tree.map(whole, tree)

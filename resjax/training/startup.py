@@ -1,0 +1,59 @@
+"""What has to be settled before JAX starts: CPU devices, the compilation cache, reproducible bits, other hosts."""
+
+import math
+import os
+import stat
+import sys
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from resjax.training import hosts
+
+
+def start(config: ConfigDict, distributed: str = "") -> None:
+    """Prepares JAX for runs of `config`; the first call of a process, before anything is computed.
+
+    Args:
+      config: parallel, seeds, deterministic and compilation_cache are read.
+      distributed: see `hosts.connect`.
+
+    Raises:
+      ConfigError: the other hosts can't be reached.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if config.deterministic and "xla_gpu_deterministic_ops" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
+    if config.parallel == "jit" and "xla_force_host_platform_device_count" not in flags:
+        # Small nets leave cores idle within one operation; with a device a core, each trains replicas of its own.
+        jax.config.update("jax_num_cpu_devices", math.gcd(config.seeds, cores()))
+    _keep_compiled_programs(config.compilation_cache)
+    hosts.connect(distributed)
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _keep_compiled_programs(directory: str) -> None:
+    """Turns on JAX's persistent compilation cache, unless the user has set one up.
+
+    What lies there is executed: a directory that others can write to is not used.
+    """
+    if directory == "none" or jax.config.jax_compilation_cache_dir:
+        return
+    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "resjax" / "compiled"
+    path = Path(directory or default).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        found = path.stat()
+        if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise PermissionError(None, "others can write to it")
+    except OSError as error:
+        why = f"no compiled programs are kept in {path}: {error.strerror}; see config.compilation_cache"
+        print(f"warning: {why}", file=sys.stderr)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
