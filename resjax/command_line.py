@@ -1,42 +1,77 @@
 """The flags of `python -m resjax.main`, and one line for whatever is wrong with them."""
 
-from pathlib import Path
+import difflib
+import re
+import warnings
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from resjax.config import ConfigError, check
-
-_CONFIG = config_flags.DEFINE_config_file("config", None, "the config file, then :PRESET")
-_WORKDIR = flags.DEFINE_string("workdir", "runs", "root of the run directories")
+from resjax.config import ConfigError, base, check, flat
 
 
-def parse(argv: list[str]) -> tuple[ConfigDict, str]:
-    """The checked config and the workdir. A config file is the user's code: whatever it raises becomes one line.
+def parse(argv: list[str]) -> tuple[ConfigDict, str, str]:
+    """The checked config, the workdir and --distributed.
+
+    A config file is the user's code: whatever it raises becomes one line.
 
     Raises:
       ConfigError: a flag, the file, or a value of the config can't work.
     """
-    file = next((word.removeprefix("--config=").split(":")[0] for word in argv if word.startswith("--config=")), None)
-    if file and not Path(file).exists():
-        raise ConfigError(f"--config: there is no file {file}")
+    _check_words(argv[1:])
     try:
-        rest = flags.FLAGS(argv)[1:]
-        config = _CONFIG.value
+        config, workdir, distributed, rest = _read(argv)
     except ModuleNotFoundError as e:
         hint = ": run from the folder that holds configs/" if e.name == "configs" else ""
         raise ConfigError(f"--config: {e}{hint}") from None
-    except (ConfigError, flags.Error) as e:
-        raise ConfigError(str(e)) from None
-    except (AttributeError, KeyError) as e:
-        raise ConfigError(f"--config: no entry {e.args[0]}") from None
     except Exception as e:
-        raise ConfigError(f"--config: {type(e).__name__}: {e}") from None
+        raise ConfigError(_said(e)) from None
     if rest:
         raise ConfigError(
             f"unexpected argument {rest[0]!r}: options are --config=FILE, --config.KEY=VALUE, --workdir=DIR"
         )
     if config is None:
-        raise ConfigError("no --config: try --config=configs/mul.py")
+        raise ConfigError("no --config, or its get_config() returned nothing: try --config=configs/mul.py")
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"--config: get_config() returned a {type(config).__name__}, not a ConfigDict")
     check(config)
-    return config, _WORKDIR.value
+    return config, workdir, distributed
+
+
+def _check_words(words: list[str]) -> None:
+    """Refuses keys that no config has, and a second file, whose entries config_flags would mix with the first's."""
+    keys = flat(base())
+    for word in words:
+        if (given := re.match(r"--?(?:no)?config\.([^=]*)", word)) and (key := given[1]) not in keys:
+            near = [f"config.{k}" for k in difflib.get_close_matches(key, keys)]
+            raise ConfigError(f"config.{key}: no such entry{f'; did you mean {", ".join(near)}?' if near else ''}")
+    if len([word for word in words if re.match(r"--?config(=|$)", word)]) > 1:
+        raise ConfigError("--config is given twice")
+
+
+def _read(argv: list[str]) -> tuple[object, str, str, list[str]]:
+    """What get_config() returned, with the overrides; workdir; --distributed; and the arguments that are no flags."""
+    values = flags.FlagValues()  # of this call alone: those in flags.FLAGS are shared with the libraries' own
+    config = config_flags.DEFINE_config_file(
+        "config", None, "the config file, then :PRESET", flag_values=values, sys_argv=argv
+    )
+    workdir = flags.DEFINE_string("workdir", "runs", "root of the run directories", flag_values=values)
+    distributed = flags.DEFINE_string(
+        "distributed", "", "how processes that train one run together find each other", flag_values=values
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # of a value that is read as Python, such as "1if 2else 3"
+        rest = values(argv)[1:]
+    getattr(config.value, "items", None)  # raises what kept the file from being read
+    return config.value, workdir.value, distributed.value, rest
+
+
+def _said(error: Exception) -> str:
+    """The user's own words where there are any: config_flags and absl each wrap what get_config() raised in more."""
+    if isinstance(error, flags.IllegalFlagValueError) and str(error).startswith("flag --config="):
+        error = error.__context__.__context__
+    if isinstance(error, (ConfigError, flags.Error)):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"--config: {error.__cause__ or error}"
+    return f"--config: {type(error).__name__}: {error}"

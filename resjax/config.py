@@ -312,3 +312,14 @@ def hash8(config: ConfigDict) -> str:
     """Eight hex digits of the canonical config without paths; names the run directory."""
     hashed = {k: v for k, v in flat(config).items() if k not in _NOT_HASHED}
     return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def differences(there: dict, here: dict) -> list[str]:
+    """The entries that name a run (`hash8`) and differ between two configs, as config.json has them, in words."""
+    there, here = flat(ConfigDict(there)), flat(ConfigDict(here))
+    keys = sorted((set(there) | set(here)) - set(_NOT_HASHED))
+    return [
+        f"config.{key} is {there.get(key)!r} there and {here.get(key)!r} here"
+        for key in keys
+        if there.get(key) != here.get(key)
+    ]

@@ -3,17 +3,23 @@
   --config=FILE[:PRESET]     such as configs/mul.py:cifar10 or configs/mul.py:dataset=cifar100,depth=20
   --config.KEY=VALUE         overrides one entry: --config.model.depth=14 --config.seeds=3
   --workdir=DIR              root of the run directories (runs)
+  --distributed=auto         this is one of several processes that train one run, under SLURM or on a TPU pod;
+                             elsewhere --distributed=HOST:PORT,PROCESSES,INDEX
 
 FILE is executed. Every key and its meaning: resjax/config.py. The same command continues a run, and leaves a
-finished one alone. Exit code 1: a replica diverged; 2: bad input, said in one line.
+finished one alone. Exit code 1: a replica diverged, or the disk is full; 2: bad input, said in one line; 128 + n:
+stopped by signal n, with all that was done saved.
 """
 
 import logging
 import os
 import sys
 
+from ml_collections import ConfigDict
+
 from resjax import command_line
 from resjax.config import ConfigError
+from resjax.training.interrupt import exit_code
 
 
 def main(argv: list[str]) -> int:
@@ -24,28 +30,39 @@ def main(argv: list[str]) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
-        config, workdir = command_line.parse(argv)
-        from resjax.analysis import figures, report  # after the flags: a bad one need not wait for JAX
-        from resjax.training import loop, rundir, startup
+        config, workdir, distributed = command_line.parse(argv)
+        from resjax.training import startup  # after the flags: a bad one need not wait for JAX
 
-        startup.start(config)
-        before = rundir.read_status(rundir.path_of(config, workdir)).get("status")
-        path = loop.train(config, workdir)
-        if not (path / "curves.png").exists():
-            figures.curves(path)
-        report.print_run(path)
+        startup.start(config, distributed)
+        return _run(config, workdir)
     except ConfigError as e:
         print("error:", " ".join(str(e).split()), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command continues from the last checkpoint", file=sys.stderr)
-        return 130
-    if before in rundir.FINISHED:
-        print("this run was finished before: nothing was done")
-    diverged = rundir.read_status(path)["diverged"]
-    for seed, reason in diverged.items():
-        print(f"seed {seed} diverged: {reason}", file=sys.stderr)
-    print(path)
+    except OSError as e:
+        print("error:", e, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as e:
+        print("interrupted: the same command continues", file=sys.stderr)
+        return exit_code(e)
+
+
+def _run(config: ConfigDict, workdir: str) -> int:
+    from resjax.analysis import figures, report
+    from resjax.training import hosts, loop, rundir
+
+    path = rundir.path_of(config, workdir)
+    before = hosts.on_first(lambda: rundir.read_status(path))
+    loop.train(config, workdir)
+    diverged = hosts.on_first(lambda: rundir.read_status(path))["diverged"]
+    if hosts.is_first():
+        if not (path / "curves.png").exists():
+            figures.curves(path)
+        report.print_run(path)
+        if before.get("status") in rundir.FINISHED:
+            print("this run was finished before: nothing was done")
+        for seed, reason in diverged.items():
+            print(f"seed {seed} diverged: {reason}", file=sys.stderr)
+        print(path)
     return 1 if diverged else 0
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import jax
@@ -84,21 +85,21 @@ class Stop(Exception):
 @pytest.mark.parametrize("checkpoint_seconds", [0.0, 1e9])
 def test_an_interrupted_run_continues_to_the_same_rows(finished, tmp_path, monkeypatch, checkpoint_seconds):
     config = tiny(**{"dataset.validation": 0.1, "checkpoint_seconds": checkpoint_seconds})
-    original = loop._Run._epoch
+    original = loop._Run._train_epoch
 
-    def interrupted(self, epoch, *args):
-        if epoch == 2:
+    def interrupted(self):
+        if self.epoch == 1:
             raise Stop
-        return original(self, epoch, *args)
+        original(self)
 
-    monkeypatch.setattr(loop._Run, "_epoch", interrupted)
+    monkeypatch.setattr(loop._Run, "_train_epoch", interrupted)
     with pytest.raises(Stop):
         loop.train(config, tmp_path)
     path = rundir.path_of(config, tmp_path)
     assert read(path, "status")["status"] == "running" and rows(path)
     with open(path / "metrics.jsonl", "a") as file:
         file.write('{"epoch": 2, "seed":')  # cut short
-    monkeypatch.setattr(loop._Run, "_epoch", original)
+    monkeypatch.setattr(loop._Run, "_train_epoch", original)
     assert rows(loop.train(config, tmp_path)) == rows(finished)
 
 
@@ -160,16 +161,6 @@ def test_an_update_that_is_not_finite_is_not_taken():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.params))
 
 
-def test_an_interrupt_is_recorded(tmp_path, monkeypatch):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(loop._Run, "_epoch", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        loop.train(tiny(), tmp_path)
-    assert read(rundir.path_of(tiny(), tmp_path), "status")["status"] == "interrupted"
-
-
 @pytest.mark.parametrize("merge", MERGES)
 def test_every_merge_trains(merge):
     losses = epoch_losses(10, **{"model.merge": merge, "optimizer.learning_rate": 0.05})
@@ -187,15 +178,20 @@ def test_homotopy_rises_to_one_at_half_of_the_steps():
     np.testing.assert_allclose(seen, np.minimum(2 * np.arange(6) / 6, 1), rtol=1e-6)
 
 
-def test_evaluation_does_not_depend_on_its_batches():
+def test_evaluation_does_not_depend_on_its_batches_and_calls():
     task, dataset = task_of(tiny())
     state = step.init(task, jnp.zeros((1, 8, 8, 1)), jnp.int32(0))
     examples = loop._examples(dataset.test)
-    loss, predictions = step.evaluate(task, examples, state)
-    for batch_size in (7, 360, 1000):
-        other, same = step.evaluate(task, examples, state, batch_size)
-        assert float(other) == pytest.approx(float(loss), rel=1e-5)
-        np.testing.assert_array_equal(same, predictions)
+    losses, predictions = [], []
+    for batch_size, cuts in ((360, [0, 1]), (7, [0, 52]), (7, [0, 0, 20, 52]), (1000, [0, 1])):
+        scored = step.Scored.nothing(360, batch_size)
+        evaluate = jax.jit(partial(step.evaluate, task, batch_size=batch_size))
+        for first, last in pairwise(cuts):
+            scored = evaluate((examples, first, last), (state, scored))
+        losses.append(float(scored.loss))
+        predictions.append(scored.predictions[:360])
+    assert losses == pytest.approx([losses[0]] * 4, rel=1e-5) and losses[1] == losses[2]
+    np.testing.assert_array_equal(predictions, [predictions[0]] * 4)
 
 
 def epoch_losses(epochs=1, **changes):

@@ -1,11 +1,41 @@
-"""Saving and restoring the states of all replicas: the only file that knows orbax."""
+"""Saving and restoring what a run has reached: the only file that knows orbax.
 
+orbax renames a step into place when it is whole, but a byte that flips later comes back unnoticed. So a step is
+sealed: SEAL.json in it has the SHA-256 of every array as it was in memory, of every file, and of itself. A step
+counts only if all of them agree; the newest such step is used, and the others are named.
+
+One process writes (the first), in the background; arrays are whole, so that a run may continue on other devices.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from resjax.config import ConfigError
+from resjax.training import hosts
+
+SEAL = "SEAL.json"
+
+
+class Saved(NamedTuple):
+    """What was saved: after `step` steps, with `epoch` epochs in metrics.jsonl; `tree` has NumPy arrays."""
+
+    step: int
+    epoch: int
+    tree: Any
 
 
 class Checkpoints:
-    """The checkpoints of one run, by epoch; a context manager, whose end waits for pending saves.
+    """The checkpoints of the run that this process writes; a context manager, whose end waits for the last save.
 
     Args:
       path: their directory.
@@ -14,11 +44,15 @@ class Checkpoints:
 
     def __init__(self, path: Path, keep: int):
         self._path, self._keep = path.resolve(), keep
+        self._writer = ThreadPoolExecutor(1)
+        self._pending: Future | None = None
+        self._newest: int | None = None
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_):
+        self._writer.shutdown()
         if "_manager" in self.__dict__:
             self._manager.close()
 
@@ -26,22 +60,190 @@ class Checkpoints:
     def _manager(self):
         import orbax.checkpoint as ocp  # seconds to import, and needed first at the end of a short run
 
-        self._args = ocp.args
-        return ocp.CheckpointManager(
-            self._path, options=ocp.CheckpointManagerOptions(max_to_keep=self._keep, create=True)
+        self._path.mkdir(parents=True, exist_ok=True)
+        # Old steps go when the new one is sealed (_write), not when it is written.
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=None,
+            create=False,
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=False,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}),
         )
+        return ocp.CheckpointManager(self._path, options=options)
 
-    def save(self, epoch: int, states) -> None:
-        """Saves in the background; an error of the save before this one is raised here or at the end."""
-        self._manager.save(epoch, args=self._args.StandardSave(states))
+    def save(self, step: int, epoch: int, tree: Any) -> None:
+        """Saves in the background, unless there is this step. Raises OSError if the save before this one failed."""
+        self.wait()
+        if step != self._newest:
+            arrays = flatten(hosts.fetch(tree))
+            if hosts.is_first():
+                self._pending = self._writer.submit(self._write, step, epoch, arrays)
+            self._newest = step
 
     def wait(self) -> None:
-        """Returns when all saves are on disk; raises what went wrong with them."""
-        self._manager.wait_until_finished()
-        self._manager.check_for_errors()
+        """Returns when all is on disk. Raises OSError, with what to do, if something is not."""
+        pending, self._pending = self._pending, None
+        hosts.on_first(lambda: pending.result() if pending else None)
 
-    def restore(self, like):
-        """The newest (epoch, states), with the shapes and placement of `like`; None if there is none."""
-        if not self._path.exists() or (epoch := self._manager.latest_step()) is None:
+    def _write(self, step: int, epoch: int, arrays: dict[str, np.ndarray]) -> None:
+        import orbax.checkpoint as ocp
+
+        try:
+            self._manager.save(step, args=ocp.args.PyTreeSave(arrays))
+            _seal(self._path / str(step), epoch, arrays)
+            for old in sorted(self._manager.all_steps())[: -self._keep]:
+                self._manager.delete(old)
+        except Exception as error:
+            shutil.rmtree(self._path / str(step), ignore_errors=True)
+            why = getattr(error, "strerror", None) or _reason(error)
+            raise OSError(
+                f"the checkpoint of step {step} can't be written to {self._path} ({why}): older ones are untouched, "
+                "and the same command continues from there"
+            ) from error
+
+    def restore(self, like: Any) -> Saved | None:
+        """The newest good step, in the structure of `like`; None if there is no step at all. Bad ones are set aside.
+
+        Raises:
+          ConfigError: there are steps but none is good, or the newest does not fit `like`.
+        """
+        found = hosts.on_first(lambda: self._examine())
+        if found is None:
             return None
-        return epoch, self._manager.restore(epoch, args=self._args.StandardRestore(like))
+        self._newest, epoch = found
+        arrays = flatten(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like))
+        if hosts.is_first():
+            arrays = _fit(_arrays(self._path / str(self._newest)), arrays, self._path)
+        return Saved(self._newest, epoch, unflatten(hosts.of_first(arrays), like))
+
+    def _examine(self) -> tuple[int, int] | None:
+        good, bad = newest_good(self._path)
+        if good is None:
+            return None
+        for step in bad:  # out of the way of the same step saved anew
+            place = self._path / f"{step}.damaged"
+            shutil.rmtree(place, ignore_errors=True)
+            (self._path / str(step)).rename(place)
+        return good, _read_seal(self._path / str(good))["epoch"]
+
+
+def read(path: Path, like: Any) -> Saved | None:
+    """The newest good step of a run that is only looked at; else as `Checkpoints.restore`."""
+    step, _ = newest_good(path)
+    if step is None:
+        return None
+    place = path.resolve() / str(step)
+    arrays = _fit(_arrays(place), flatten(like), path)
+    return Saved(step, _read_seal(place)["epoch"], unflatten(arrays, like))
+
+
+def newest_good(path: Path) -> tuple[int | None, list[int]]:
+    """The newest step that is as it was saved, and the newer ones, which are not and are named on stderr.
+
+    Raises:
+      ConfigError: there are steps, but none is good.
+    """
+    steps = sorted((int(p.name) for p in path.iterdir() if p.name.isdigit()), reverse=True) if path.exists() else []
+    flaws: dict[int, str] = {}
+    for step in steps:
+        if not (flaw := _flaw(path / str(step))):
+            for bad, why in flaws.items():
+                print(f"warning: checkpoint {path / str(bad)} is damaged ({why}); using step {step}", file=sys.stderr)
+            return step, list(flaws)
+        flaws[step] = flaw
+    if flaws:
+        reasons = "; ".join(f"step {step}: {flaw}" for step, flaw in flaws.items())
+        raise ConfigError(f"no checkpoint in {path} is good ({reasons}): to start over, delete {path.parent}")
+    return None, []
+
+
+def flatten(tree: Any) -> dict[str, np.ndarray]:
+    """Copies of the arrays of `tree` by their path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {_name(path): np.array(leaf) for path, leaf in leaves}  # a copy: training goes on in the same memory
+
+
+def unflatten(arrays: dict[str, np.ndarray], like: Any) -> Any:
+    """`flatten` undone."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: arrays[_name(path)], like)
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _fit(arrays: dict[str, np.ndarray], like: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
+    for name in sorted(set(arrays) | set(like)):
+        kinds = [(a[name].shape, str(a[name].dtype)) if name in a else "nothing" for a in (arrays, like)]
+        if kinds[0] != kinds[1]:
+            why = f"{name} is {kinds[0]} there and {kinds[1]} here"
+            raise ConfigError(f"the checkpoints in {path} were made by other code ({why}): to start over, delete it")
+    return arrays
+
+
+def _arrays(place: Path) -> dict[str, np.ndarray]:
+    import orbax.checkpoint as ocp
+
+    names = _read_seal(place)["arrays"]
+    as_numpy = dict.fromkeys(names, ocp.RestoreArgs(restore_type=np.ndarray))
+    checkpointer = ocp.Checkpointer(
+        ocp.PyTreeCheckpointHandler(),
+        multiprocessing_options=ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}),
+    )
+    with checkpointer:
+        arrays = checkpointer.restore(place / "default", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    for name, digest in names.items():
+        if _digest_of(arrays[name]) != digest:
+            raise ConfigError(f"{place}: {name} came back with other values than were saved; delete {place}")
+    return arrays
+
+
+def _seal(place: Path, epoch: int, arrays: dict[str, np.ndarray]) -> None:
+    files = sorted(p for p in place.rglob("*") if p.is_file())
+    seal: dict[str, Any] = {
+        "epoch": epoch,
+        "arrays": {name: _digest_of(array) for name, array in sorted(arrays.items())},
+        "files": {str(p.relative_to(place)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files},
+    }
+    temporary = place / f".{SEAL}.{os.getpid()}"
+    temporary.write_text(json.dumps(seal | {"seal": _digest_of_seal(seal)}, indent=1))
+    temporary.replace(place / SEAL)
+
+
+def _read_seal(place: Path) -> dict[str, Any]:
+    """Raises ValueError if it is not what was written."""
+    seal = json.loads((place / SEAL).read_text())
+    if not isinstance(seal, dict) or seal.pop("seal", None) != _digest_of_seal(seal):
+        raise ValueError
+    return seal
+
+
+def _flaw(place: Path) -> str:
+    """What is wrong with a step; "" if nothing is."""
+    try:
+        seal = _read_seal(place)
+    except FileNotFoundError:
+        return f"no {SEAL}: its save was cut short"
+    except (OSError, ValueError):
+        return f"{SEAL} is damaged"
+    for name, digest in seal["files"].items():
+        try:
+            if hashlib.sha256((place / name).read_bytes()).hexdigest() != digest:
+                return f"{name} has changed"
+        except OSError as error:
+            return f"{name}: {error.strerror}"
+    return ""
+
+
+def _digest_of(array: np.ndarray) -> str:
+    kind = f"{array.dtype}{array.shape}".encode()
+    return hashlib.sha256(kind + np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def _digest_of_seal(seal: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(seal, sort_keys=True).encode()).hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    """The first line of it, without what comes after it in brackets."""
+    return " ".join((str(error).splitlines() or [type(error).__name__])[0].split())[:200]

@@ -2,15 +2,19 @@
 
 Order within an epoch: steps -> finite? -> metrics -> checkpoint. A step whose loss or gradient is not finite leaves
 its replica as it was (training.step), so that no unchecked state is ever saved.
+
+A run may end at any moment and goes on with the same bits: whatever it has reached lies in `Position`, a batch is a
+function of (seed, step), and what metrics.jsonl says beyond the position is forgotten.
 """
 
 import os
+import sys
 import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -19,13 +23,15 @@ from resjax.config import ConfigError
 from resjax.data import batches
 from resjax.data.dataset import Dataset, Split, load
 from resjax.models import build
-from resjax.training import history, optim, rundir, step
+from resjax.training import history, hosts, optim, rundir, step
 from resjax.training.checkpoint import Checkpoints
+from resjax.training.interrupt import Interrupted, StopSignals
 from resjax.training.mesh import Replicas
+from resjax.training.pace import Pace
 from resjax.training.progress import TrainingProgress
 from resjax.training.scores import over_replicas, scores
 
-CHUNK_SECONDS = 2.0  # of one compiled call: how often progress shows
+EVALUATED_AT_ONCE = 512  # examples
 
 
 def train(config: ConfigDict, workdir: str | os.PathLike) -> Path:
@@ -36,25 +42,25 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Path:
 
     Raises:
       ConfigError: a config, data set or directory that can't work, before anything is written.
+      Interrupted: SIGTERM, SIGINT or SIGUSR2 came; all that was done is saved.
+      OSError: the directory can't be written any more (a full disk); the last good checkpoint is kept.
     """
     config_lib.check(config)
     build.check(config.model)
     path = rundir.path_of(config, workdir)
-    if rundir.read_status(path).get("status") in rundir.FINISHED:
+    if hosts.on_first(lambda: rundir.read_status(path).get("status")) in rundir.FINISHED:
         return path
     dataset = load(config.dataset)
     task = make_task(config, dataset)
     replicas = Replicas(config)
+    run = rundir.RunDir(config, workdir)
     with (
-        rundir.RunDir(config, workdir) as run,
+        StopSignals() as signals,
+        ExitStack() as opened,
         Checkpoints(path / "checkpoints", config.checkpoint_keep) as checkpoints,
     ):
-        this = _Run(task, dataset, replicas, run, checkpoints)
-        try:
-            this.train()
-        except KeyboardInterrupt:
-            run.write_status("interrupted", this.rows[-1]["epoch"] if this.rows else 0)
-            raise
+        hosts.on_first(lambda: opened.enter_context(run) and None)
+        _Run(task, dataset, replicas, run, checkpoints, signals).train()
     return path
 
 
@@ -79,64 +85,115 @@ def make_task(config: ConfigDict, dataset: Dataset) -> step.Task:
 
 
 class _Run:
-    """One call of `train`: the compiled programs, the data on the devices, and the rows so far."""
+    """One call of `train`: the compiled programs, the data on the devices, and what the run has reached.
+
+    Attributes:
+      rows: of metrics.jsonl.
+      epoch: how many epochs they hold.
+      step: steps done, those of the epoch under way included.
+      states, sums: of all replicas after these steps.
+    """
 
     def __init__(
-        self, task: step.Task, dataset: Dataset, replicas: Replicas, run: rundir.RunDir, checkpoints: Checkpoints
+        self,
+        task: step.Task,
+        dataset: Dataset,
+        replicas: Replicas,
+        run: rundir.RunDir,
+        checkpoints: Checkpoints,
+        signals: StopSignals,
     ):
         self.task, self.config, self.replicas = task, task.config, replicas
-        self.run, self.checkpoints = run, checkpoints
+        self.run, self.checkpoints, self.signals = run, checkpoints, signals
         self.seeds = [self.config.seed + i for i in range(self.config.seeds)]
         splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
         self.splits = {name: split for name, split in splits.items() if split is not None}
         self.examples = {name: replicas.copy(_examples(split)) for name, split in self.splits.items()}
         self.init = replicas.compile(partial(step.init, task))
         self.train_steps = replicas.compile_training(partial(step.train_steps, task))
-        self.evaluate = replicas.compile(partial(step.evaluate, task))
+        self.evaluate = replicas.compile(partial(step.evaluate, task, batch_size=EVALUATED_AT_ONCE))
+        self.training_pace, self.evaluation_pace = Pace(), Pace()
         self.rows: list[dict] = []
-        self.chunk: int | None = None  # steps of one compiled call
+        self.epoch = self.step = 0
+        self.saved_at = time.monotonic()
 
     def train(self) -> None:
         """Trains from the newest checkpoint, or from the start, to the end."""
-        config, per_epoch = self.config, self.task.steps_per_epoch
-        epoch, states = self._begin()
-        self.run.write_env(jax.devices()[0].device_kind, self.replicas.device_count)
-        self.run.write_status("running", epoch)
-        saved = time.monotonic()
-        label = f"{config.name} on {config.dataset.name}"
-        with TrainingProgress(label, config.epochs * per_epoch, epoch * per_epoch) as progress:
-            while epoch < config.epochs and self._training():
-                epoch += 1
-                states = self._epoch(epoch, states, progress)
-                if time.monotonic() - saved >= config.checkpoint_seconds:
-                    self.checkpoints.save(epoch, states)
-                    saved = time.monotonic()
-        self.checkpoints.save(epoch, states)
-        self._summarize(states)
+        config, total = self.config, self.config.epochs * self.task.steps_per_epoch
+        self._begin()
+        self._write_status("running")
+        with TrainingProgress(f"{config.name} on {config.dataset.name}", total, self.step) as self.progress:
+            try:
+                while self.epoch < config.epochs and self._training():
+                    self._train_epoch()
+                self._save()
+                self._summarize()
+            except Interrupted:
+                self._save()
+                self.checkpoints.wait()
+                self._write_status("interrupted")
+                raise
         self.checkpoints.wait()
         diverged = history.diverged(self.rows)
-        self.run.write_status("diverged" if diverged else "done", epoch, diverged)
+        self._write_status("diverged" if diverged else "done", diverged)
 
-    def _begin(self) -> tuple[int, step.State]:
-        """The number of epochs done already, and the states after them."""
-        x_1xHxWxC = jnp.zeros((1, *self.splits["train"].images_NxHxWxC.shape[1:]), jnp.float32)
-        seeds = self.replicas.spread(jnp.array(self.seeds, jnp.int32))
-        states = self.init(self.replicas.copy(x_1xHxWxC), seeds)
-        epoch, states = self.checkpoints.restore(states) or (0, states)
-        self.rows = self.run.keep_metrics_until(epoch)
-        return epoch, states
+    def _write_status(self, status: str, diverged: dict[int, int] | None = None) -> None:
+        hosts.on_first(lambda: self.run.write_status(status, self.epoch, diverged))
+
+    def _begin(self) -> None:
+        """Takes up what was reached before; says what differs from then."""
+        x_1xHxWxC = self.replicas.copy(np.zeros((1, *self.splits["train"].images_NxHxWxC.shape[1:]), np.float32))
+        own_seeds = self.replicas.spread(np.array(self.seeds, np.int32))
+        shapes = jax.eval_shape(self.init, x_1xHxWxC, own_seeds)
+        self.sums = self._zeros(step.Sums.zeros())
+        saved = self.checkpoints.restore({"states": shapes, "sums": self.sums})
+        if saved:
+            self.step, self.epoch = saved.step, saved.epoch
+            self.states, self.sums = self.replicas.spread((saved.tree["states"], saved.tree["sums"]))
+        else:
+            self.states = self.init(x_1xHxWxC, own_seeds)
+        self.rows, forgotten = hosts.on_first(lambda: self.run.keep_metrics_until(self.epoch))
+        device = {"device": jax.devices()[0].device_kind, "device_count": self.replicas.device_count}
+        changed = hosts.on_first(lambda: self.run.write_env(**device, processes=jax.process_count()))
+        if hosts.is_first() and changed:
+            print(
+                f"note: the bits of this run may differ from an unbroken one's: now {', '.join(changed)}",
+                file=sys.stderr,
+            )
+        if hosts.is_first() and forgotten and not saved:
+            print(
+                f"note: no checkpoint: {forgotten} rows of metrics are dropped, training starts over", file=sys.stderr
+            )
+
+    def _zeros(self, one) -> step.Sums | step.Scored:
+        """`one`, of one replica, for each of them."""
+        return self.replicas.spread(jax.tree.map(lambda leaf: np.stack([leaf] * len(self.seeds)), one))
 
     def _training(self) -> list[int]:
         """The seeds that still train."""
         ended = history.diverged(self.rows) | history.stopped(self.rows, self.config.early_stopping)
         return [seed for seed in self.seeds if seed not in ended]
 
-    def _epoch(self, epoch: int, states: step.State, progress: TrainingProgress) -> step.State:
-        """Trains and evaluates one epoch, and records its rows."""
-        states, sums, seconds = self._steps(epoch, states, progress)
-        steps, seeds = self.task.steps_per_epoch, self._training()
-        speed = steps * self.config.batch_size * len(self.seeds) / seconds
-        rows = []
+    def _poll(self) -> None:
+        """Between two compiled calls: stops if told to, saves if it is time. All processes do the same."""
+        due = hosts.is_first() and time.monotonic() - self.saved_at >= self.config.checkpoint_seconds
+        received, due = hosts.agree((self.signals.received, due))
+        if received:
+            raise Interrupted(int(received))
+        if due:
+            self._save()
+
+    def _save(self) -> None:
+        if self.step:
+            self.checkpoints.save(self.step, self.epoch, {"states": self.states, "sums": self.sums})
+        self.saved_at = time.monotonic()
+
+    def _train_epoch(self) -> None:
+        """Trains, evaluates and records an epoch, or what was left of it."""
+        epoch, steps, seeds = self.epoch + 1, self.task.steps_per_epoch, self._training()
+        before, seconds = self.step, self._steps_until(epoch * steps)
+        speed = (self.step - before) * self.config.batch_size * len(seeds) / seconds if seconds else np.nan
+        sums, rows = hosts.fetch(self.sums), []
         for i, seed in enumerate(self.seeds):
             means = {name: getattr(sums, name)[i] / steps for name in ("loss", "accuracy", "grad_norm")}
             if seed in seeds:
@@ -145,52 +202,52 @@ class _Run:
         ended = history.diverged(rows)
         if epoch % self.config.eval_every == 0 or epoch == self.config.epochs:
             for name in [name for name in self.splits if name != "train"]:
-                loss, accuracy, _ = self._scores(name, states)
+                loss, accuracy, _ = self._scores(name)
                 for i, seed in enumerate(self.seeds):
                     if seed in seeds and seed not in ended:
                         rows.append(history.row(epoch, seed, name, loss=loss[i], accuracy=accuracy[i]))
+        hosts.on_first(lambda: self.run.append_metrics(rows))
+        self.progress.show(epoch, rows)
         self.rows += rows
-        self.run.append_metrics(rows)
-        progress.show(epoch, rows)
+        self.epoch, self.sums = epoch, self._zeros(step.Sums.zeros())
         if self.config.early_stopping:
             still = np.isin(self.seeds, self._training())
-            states = states.replace(active=self.replicas.spread(jnp.array(still)))
-        return states
+            self.states = self.states.replace(active=self.replicas.spread(still))
 
-    def _steps(self, epoch: int, states: step.State, progress: TrainingProgress) -> tuple[step.State, step.Sums, float]:
-        """The steps of one epoch in compiled chunks: new states, sums on the host, seconds."""
-        first = (epoch - 1) * self.task.steps_per_epoch
-        stop = first + self.task.steps_per_epoch
-        sums = self.replicas.spread(jax.tree.map(lambda zero: jnp.stack([zero] * len(self.seeds)), step.Sums.zeros()))
-        own = (states, sums)
-        if self.chunk is None:  # compiles, with no step to do
-            own = self._call(own, first, first)
-            self.chunk = 1
-        began = time.monotonic()
-        while first < stop:
-            last, called = min(first + self.chunk, stop), time.monotonic()
-            own = self._call(own, first, last)
-            progress.advance(last - first)
-            took = max(time.monotonic() - called, 1e-6)
-            self.chunk = max(1, min(4 * self.chunk, round((last - first) * CHUNK_SECONDS / took)))
-            first = last
-        states, sums = own
-        return states, jax.tree.map(np.asarray, sums), time.monotonic() - began
+    def _steps_until(self, stop: int) -> float:
+        """Trains up to step `stop`; returns the seconds that it took, compilation left out."""
+        seconds = 0.0
+        for first, last in self.training_pace.calls(self.step, stop):
+            began = time.monotonic()
+            self._call(first, last)
+            seconds += time.monotonic() - began if last > first else 0.0
+            self.progress.advance(last - first)
+            self._poll()
+        return seconds
 
-    def _call(self, own: tuple[step.State, step.Sums], first: int, last: int) -> tuple[step.State, step.Sums]:
-        bounds = self.replicas.copy((jnp.int32(first), jnp.int32(last)))
-        return jax.block_until_ready(self.train_steps((self.examples["train"], *bounds), own))
+    def _call(self, first: int, last: int) -> None:
+        bounds = self.replicas.copy((np.int32(first), np.int32(last)))
+        own = self.train_steps((self.examples["train"], *bounds), (self.states, self.sums))
+        self.states, self.sums = jax.block_until_ready(own)
+        self.step = last
 
-    def _scores(self, split: str, states: step.State) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _scores(self, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Loss [S], accuracy [S] and predictions [S, N] of a split."""
-        loss_S, predictions_SxN = jax.tree.map(np.asarray, self.evaluate(self.examples[split], states))
-        return loss_S, np.mean(predictions_SxN == self.splits[split].labels_N, -1), predictions_SxN
+        labels_N = self.splits[split].labels_N
+        scored = self._zeros(step.Scored.nothing(len(labels_N), EVALUATED_AT_ONCE))
+        for first, last in self.evaluation_pace.calls(0, -(-len(labels_N) // EVALUATED_AT_ONCE)):
+            bounds = self.replicas.copy((np.int32(first), np.int32(last)))
+            scored = jax.block_until_ready(self.evaluate((self.examples[split], *bounds), (self.states, scored)))
+            self._poll()
+        scored = hosts.fetch(scored)
+        predictions_SxN = scored.predictions[:, : len(labels_N)]
+        return scored.loss / len(labels_N), np.mean(predictions_SxN == labels_N, -1), predictions_SxN
 
-    def _summarize(self, states: step.State) -> None:
+    def _summarize(self) -> None:
         """Writes summary.json from the final states; a diverged replica has no scores."""
         diverged = history.diverged(self.rows)
         stopped = history.stopped(self.rows, self.config.early_stopping)
-        measured = {name: self._scores(name, states) for name in self.splits}
+        measured = {name: self._scores(name) for name in self.splits}
         per_seed = []
         for i, seed in enumerate(self.seeds):
             values = {
@@ -205,16 +262,17 @@ class _Run:
             per_seed.append(
                 {"seed": seed, "status": "diverged" if seed in diverged else "done", "epoch": last} | values
             )
-        self.run.write_summary(
-            parameters=sum(leaf[0].size for leaf in jax.tree.leaves(states.params)),
-            num_classes=self.task.num_classes,
-            per_seed=per_seed,
-            statistics=over_replicas(per_seed),
-        )
+        summary = {
+            "parameters": sum(leaf[0].size for leaf in jax.tree.leaves(self.states.params)),
+            "num_classes": self.task.num_classes,
+            "per_seed": per_seed,
+            "statistics": over_replicas(per_seed),
+        }
+        hosts.on_first(lambda: self.run.write_summary(summary))
 
 
 _SCORES = ((0, "loss"), (1, "accuracy"))
 
 
 def _examples(split: Split) -> step.Examples:
-    return step.Examples(jnp.asarray(split.images_NxHxWxC), jnp.asarray(split.labels_N))
+    return step.Examples(split.images_NxHxWxC, split.labels_N)

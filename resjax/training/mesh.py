@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -38,7 +39,7 @@ class Replicas:
     """
 
     def __init__(self, config: ConfigDict):
-        """Raises ConfigError if the devices can't share a batch evenly."""
+        """Raises ConfigError if the devices can't share a batch evenly, or some of several processes had none."""
         devices = jax.devices()
         self._pmap = config.parallel == "pmap"
         self.batch_parts = config.batch_devices or _batch_parts(config, devices)
@@ -51,6 +52,13 @@ class Replicas:
             )
         rows = 1 if self._pmap else math.gcd(config.seeds, len(devices) // self.batch_parts)
         self.device_count = rows * self.batch_parts
+        if jax.process_count() > 1 and (self._pmap or self.device_count < len(devices)):
+            raise ConfigError(
+                "config.parallel=pmap: for one process alone; use jit"
+                if self._pmap
+                else f"config.seeds={config.seeds} and config.batch_devices={config.batch_devices} use only "
+                f"{self.device_count} of the {len(devices)} devices of {jax.process_count()} processes"
+            )
         self._on_one_device = jax.vmap if config.replicas == "vmap" else _one_by_one
         self._mesh = jax.make_mesh(
             (rows, self.batch_parts),
@@ -61,11 +69,22 @@ class Replicas:
 
     def spread(self, own):
         """Places arrays [replicas, ...] on the devices that own them."""
-        return jax.device_put(own, NamedSharding(self._mesh, P("replica")))
+        return self._placed(own, P("replica"))
 
     def copy(self, fixed):
         """Places a copy of the arrays on every device."""
-        return jax.device_put(fixed, NamedSharding(self._mesh, P()))
+        return self._placed(fixed, P())
+
+    def _placed(self, tree, spec: P):
+        sharding = NamedSharding(self._mesh, spec)
+        if jax.process_count() == 1:
+            return jax.device_put(tree, sharding)
+
+        def from_host(array):  # each process places what its devices hold; device_put would compare the hosts' arrays
+            array = np.asarray(array)
+            return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+        return jax.tree.map(from_host, tree)
 
     def compile(self, function: Callable, *, donate: bool = False) -> Callable:
         """`function(fixed, own) -> own` of one replica, compiled for all of them: `own` becomes [replicas, ...].
@@ -109,8 +128,8 @@ def _batch_parts(config: ConfigDict, devices: list) -> int:
     """Devices per batch where the config leaves it open."""
     if config.parallel == "pmap":
         return len(devices)
-    if devices[0].platform == "cpu":  # virtual devices share their cores: splitting a batch only adds copies
-        return 1
+    if devices[0].platform == "cpu" and jax.process_count() == 1:
+        return 1  # virtual devices share their cores: splitting a batch only adds copies
     return len(devices) // math.gcd(config.seeds, len(devices))
 
 

@@ -5,9 +5,11 @@ import fcntl
 import importlib.metadata
 import json
 import os
+import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -46,12 +48,26 @@ class RunDir:
             writer = self._lock.read().strip() or "?"
             self._lock.close()
             raise ConfigError(f"{self.path} is being written by process {writer}") from None
-        self._lock.truncate(0)
-        self._lock.write(str(os.getpid()))
-        self._lock.flush()
-        if not (self.path / "config.json").exists():
-            write_json(self.path / "config.json", json.loads(config_lib.to_json(self.config)))
+        try:
+            self._take_over()
+        except BaseException:
+            self._lock.close()
+            raise
         return self
+
+    def _take_over(self) -> None:
+        self._lock.truncate(0)
+        self._lock.write(f"{os.getpid()} on {platform.node()}")
+        self._lock.flush()
+        for left in self.path.glob(".*.json*.*"):  # by a process that was killed while it wrote
+            left.unlink()
+        file, own = self.path / "config.json", json.loads(config_lib.to_json(self.config))
+        if not file.exists():
+            write_json(file, own)
+        elif differing := config_lib.differences(_read_json(file), own):
+            raise ConfigError(
+                f"{self.path} holds a run of another config ({'; '.join(differing)}): choose another --workdir"
+            )
 
     def __exit__(self, *_):
         self._lock.close()
@@ -62,26 +78,43 @@ class RunDir:
         content = {"status": status, "epoch": epoch, "epochs": self.config.epochs, "diverged": reasons}
         write_json(self.path / "status.json", content)
 
-    def write_env(self, device: str, device_count: int) -> None:
-        """Records what a number depends on beside the config."""
-        write_json(self.path / "env.json", environment() | {"device": device, "device_count": device_count})
+    def write_env(self, **devices) -> list[str]:
+        """Records what a number depends on beside the config, and `devices`.
+
+        Returns:
+          What has changed since the run began; env.json then keeps both.
+        """
+        file, now = self.path / "env.json", environment() | devices
+        if not file.exists():
+            write_json(file, now)
+            return []
+        began = _read_json(file)
+        changed = _changes(began, now)
+        if changed:
+            write_json(file, began | {"continued": [*began.get("continued", []), now]})
+        return changed
 
     def append_metrics(self, rows: list[dict]) -> None:
         """Adds rows to metrics.jsonl."""
-        with open(self.path / "metrics.jsonl", "a") as file:
+        path = self.path / "metrics.jsonl"
+        with _writing(path), open(path, "a") as file:
             file.writelines(_line(row) for row in rows)
 
-    def keep_metrics_until(self, epoch: int) -> list[dict]:
-        """Forgets the rows of later epochs, which will be trained again, and a row cut short; returns the others."""
+    def keep_metrics_until(self, epoch: int) -> tuple[list[dict], int]:
+        """Forgets the rows of later epochs, which will be trained again, and a row cut short.
+
+        Returns:
+          The rows that stay, and the number of those that don't.
+        """
         path, rows = self.path / "metrics.jsonl", []
         for line in path.read_text().splitlines() if path.exists() else ():
             with contextlib.suppress(ValueError):
                 rows.append(json.loads(line))
-        rows = [row for row in rows if row["epoch"] <= epoch]
-        _write(path, "".join(_line(row) for row in rows))
-        return rows
+        kept = [row for row in rows if row["epoch"] <= epoch]
+        _write(path, "".join(_line(row) for row in kept))
+        return kept, len(rows) - len(kept)
 
-    def write_summary(self, **summary) -> None:
+    def write_summary(self, summary: dict) -> None:
         """Writes summary.json."""
         write_json(self.path / "summary.json", summary)
 
@@ -92,8 +125,21 @@ def _line(row: dict) -> str:
 
 def _write(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
+    with _writing(path):
+        try:
+            temporary.write_text(text)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        why = f"{path} can't be written ({e.strerror}): what was there is untouched"
+        raise OSError(f"{why}, and the same command continues from the last checkpoint") from e
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -104,12 +150,31 @@ def write_json(path: Path, content: dict) -> None:
 def read_status(path: Path) -> dict:
     """status.json of a run directory; {} where there is none."""
     file = path / "status.json"
+    return _read_json(file) if file.exists() else {}
+
+
+def _read_json(file: Path) -> dict:
     try:
-        return json.loads(file.read_text()) if file.exists() else {}
+        content = json.loads(file.read_text())
     except OSError as e:
         raise ConfigError(f"cannot read {file}: {e.strerror}; choose another --workdir") from None
     except ValueError:
-        raise ConfigError(f"{file} is damaged: delete {path} and run again") from None
+        content = None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} is damaged: delete that file, and the same command continues the run")
+    return content
+
+
+def _changes(began: dict, now: dict) -> list[str]:
+    """The entries of two environments on which bits depend and that differ, in words."""
+
+    def entries(env: dict) -> dict:
+        return env.get("versions", {}) | {
+            key: env.get(key) for key in ("commit", "cpu", "device", "device_count", "processes")
+        }
+
+    old, new = entries(began), entries(now)
+    return [f"{key} {new[key]} (began with {old.get(key)})" for key in new if old.get(key) != new[key]]
 
 
 def environment() -> dict:
@@ -130,4 +195,15 @@ def environment() -> dict:
         "dirty": None if commit is None else bool(changes),
         "versions": {"python": sys.version.split()[0]} | {p: importlib.metadata.version(p) for p in packages},
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "cpu": _cpu(),
     }
+
+
+def _cpu() -> str:
+    """The processor's name: XLA compiles for what it can do."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -186,19 +186,45 @@ def train_steps(
     return lax.fori_loop(start, stop, body, own)
 
 
-def evaluate(task: Task, examples: Examples, state: State, batch_size: int = 512) -> tuple[jax.Array, jax.Array]:
-    """Mean loss [] and predicted classes int32 [N] of a split, without augmentation, with running statistics."""
+class Scored(NamedTuple):
+    """What was found so far on a split: the sum of losses [], and predicted classes, int32, in whole batches."""
+
+    loss: jax.Array
+    predictions: jax.Array
+
+    @classmethod
+    def nothing(cls, size: int, batch_size: int) -> "Scored":
+        """Before the first batch of a split of `size` examples."""
+        batches_in_all = -(-size // batch_size)
+        return cls(jnp.zeros((), jnp.float32), jnp.zeros(batches_in_all * batch_size, jnp.int32))
+
+
+def evaluate(
+    task: Task, fixed: tuple[Examples, jax.Array, jax.Array], own: tuple[State, Scored], *, batch_size: int
+) -> Scored:
+    """Batches `start` to `stop` of a split for one replica, without augmentation, with running statistics.
+
+    Args:
+      task: the run.
+      fixed: the split's examples, start, stop.
+      own: state, and what was found in the batches before.
+      batch_size: B.
+    """
+    examples, start, stop = fixed
+    state, scored = own
     n = examples.labels.shape[0]
-    batch_size = min(batch_size, n)
     variables = {"params": state.params, **state.stats}
 
-    def body(first):
-        index_B = first + jnp.arange(batch_size)
+    def body(batch, scored):
+        index_B = batch * batch_size + jnp.arange(batch_size)
         valid_B, index_B = index_B < n, jnp.minimum(index_B, n - 1)
         x = batches.normalize(examples.images[index_B], task.mean_C, task.std_C, task.config.dtype)
         logits_BxK = task.net.apply(variables, x)
         loss_B = loss_of(task, logits_BxK, jax.nn.one_hot(examples.labels[index_B], task.num_classes))
-        return jnp.sum(jnp.where(valid_B, loss_B, 0)), jnp.argmax(logits_BxK, -1).astype(jnp.int32)
+        found_B = jnp.argmax(logits_BxK, -1).astype(jnp.int32)
+        return Scored(
+            scored.loss + jnp.sum(jnp.where(valid_B, loss_B, 0)),
+            lax.dynamic_update_slice_in_dim(scored.predictions, found_B, batch * batch_size, 0),
+        )
 
-    losses, predictions = lax.map(body, jnp.arange(0, n, batch_size))
-    return jnp.sum(losses) / n, predictions.reshape(-1)[:n]
+    return lax.fori_loop(start, stop, body, scored)

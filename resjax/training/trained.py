@@ -13,8 +13,7 @@ from ml_collections import ConfigDict
 
 from resjax.config import ConfigError
 from resjax.data.dataset import Dataset, load
-from resjax.training import rundir, step
-from resjax.training.checkpoint import Checkpoints
+from resjax.training import checkpoint, rundir, step
 from resjax.training.loop import make_task
 from resjax.training.mesh import Replicas
 
@@ -49,12 +48,13 @@ def reopen(config: ConfigDict, workdir: str | os.PathLike) -> Trained:
     replicas = Replicas(config)
     own = replicas.spread(jnp.array(seeds, jnp.int32))
     initial = replicas.compile(partial(step.init, task))(replicas.copy(x_1xHxWxC), own)
-    with Checkpoints(path / "checkpoints", config.checkpoint_keep) as checkpoints:
-        restored = checkpoints.restore(initial)
-    if restored is None:
-        raise ConfigError(f"{path}: it has no checkpoint; delete the directory and train again")
+    saved = checkpoint.read(
+        path / "checkpoints", {"states": initial, "sums": step.Sums(*[np.zeros(len(seeds), np.float32)] * 4)}
+    )
+    if saved is None or saved.step != status["epoch"] * task.steps_per_epoch:
+        raise ConfigError(f"{path}: the checkpoint of its end is gone; delete the directory and train again")
     kept = {seed: i for i, seed in enumerate(seeds) if str(seed) not in status["diverged"]}
-    return Trained(task, dataset, list(kept), _variables(initial, kept), _variables(restored[1], kept))
+    return Trained(task, dataset, list(kept), _variables(initial, kept), _variables(saved.tree["states"], kept))
 
 
 def _variables(states: step.State, kept: dict[int, int]) -> dict[int, dict]:
