@@ -7,7 +7,7 @@ import warnings
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from resjax.config import ConfigError, base, check, flat
+from resjax.config import ConfigError, base, check, flat, usable_path
 
 
 def parse(argv: list[str]) -> tuple[ConfigDict, str, str]:
@@ -20,22 +20,12 @@ def parse(argv: list[str]) -> tuple[ConfigDict, str, str]:
     """
     _check_words(argv[1:])
     try:
-        config, workdir, distributed, rest = _read(argv)
+        return _parse(argv)
     except ModuleNotFoundError as e:
         hint = ": run from the folder that holds configs/" if e.name == "configs" else ""
         raise ConfigError(f"--config: {e}{hint}") from None
     except Exception as e:
         raise ConfigError(_said(e)) from None
-    if rest:
-        raise ConfigError(
-            f"unexpected argument {rest[0]!r}: options are --config=FILE, --config.KEY=VALUE, --workdir=DIR"
-        )
-    if config is None:
-        raise ConfigError("no --config, or its get_config() returned nothing: try --config=configs/mul.py")
-    if not isinstance(config, ConfigDict):
-        raise ConfigError(f"--config: get_config() returned a {type(config).__name__}, not a ConfigDict")
-    check(config)
-    return config, workdir, distributed
 
 
 def _check_words(words: list[str]) -> None:
@@ -43,35 +33,39 @@ def _check_words(words: list[str]) -> None:
     keys = flat(base())
     for word in words:
         if (given := re.match(r"--?(?:no)?config\.([^=]*)", word)) and (key := given[1]) not in keys:
-            near = [f"config.{k}" for k in difflib.get_close_matches(key, keys)]
-            raise ConfigError(f"config.{key}: no such entry{f'; did you mean {", ".join(near)}?' if near else ''}")
+            near = ", ".join(f"config.{k}" for k in difflib.get_close_matches(key, keys))
+            raise ConfigError(f"config.{key}: no such entry" + (f"; did you mean {near}?" if near else ""))
     if len([word for word in words if re.match(r"--?config(=|$)", word)]) > 1:
         raise ConfigError("--config is given twice")
 
 
-def _read(argv: list[str]) -> tuple[object, str, str, list[str]]:
-    """What get_config() returned, with the overrides; workdir; --distributed; and the arguments that are no flags."""
-    values = flags.FlagValues()  # of this call alone: those in flags.FLAGS are shared with the libraries' own
-    config = config_flags.DEFINE_config_file(
-        "config", None, "the config file, then :PRESET", flag_values=values, sys_argv=argv
-    )
-    workdir = flags.DEFINE_string("workdir", "runs", "root of the run directories", flag_values=values)
-    distributed = flags.DEFINE_string(
-        "distributed", "", "how processes that train one run together find each other", flag_values=values
-    )
+def _parse(argv: list[str]) -> tuple[ConfigDict, str, str]:
+    values = flags.FlagValues()  # of this call alone: flags.FLAGS has those of the libraries too
+    config_flag = config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=argv)
+    workdir = flags.DEFINE_string("workdir", "runs", "", flag_values=values)
+    distributed = flags.DEFINE_string("distributed", "", "", flag_values=values)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)  # of a value that is read as Python, such as "1if 2else 3"
         rest = values(argv)[1:]
-    getattr(config.value, "items", None)  # raises what kept the file from being read
-    return config.value, workdir.value, distributed.value, rest
+    if rest:
+        raise ConfigError(
+            f"unexpected argument {rest[0]!r}: options are --config=FILE, --config.KEY=VALUE, --workdir=DIR"
+        )
+    config = config_flag.value
+    if config is None:
+        raise ConfigError("no --config, or its get_config() returned nothing: try --config=configs/mul.py")
+    if not hasattr(config, "items"):  # raises what kept the file from being read, if anything did
+        raise ConfigError(f"--config: get_config() returned {config!r}, which is no ConfigDict")
+    check(config)
+    return config, str(usable_path("--workdir", workdir.value)), distributed.value
 
 
 def _said(error: Exception) -> str:
-    """The user's own words where there are any: config_flags and absl each wrap what get_config() raised in more."""
+    """Its text; what get_config() raised is wrapped by config_flags in a traceback, save OverflowError, and by absl."""
     if isinstance(error, flags.IllegalFlagValueError) and str(error).startswith("flag --config="):
-        error = error.__context__.__context__
+        error = error.__context__.__context__ or error.__context__
     if isinstance(error, (ConfigError, flags.Error)):
         return str(error)
     if isinstance(error, OSError):
-        return f"--config: {error.__cause__ or error}"
+        return f"--config: {str(error.__cause__ or error).splitlines()[-1].strip()}"
     return f"--config: {type(error).__name__}: {error}"

@@ -29,6 +29,7 @@ def main(argv: list[str]) -> int:
         return 0
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # orbax's failed writes, which are said in one line below
     try:
         config, workdir, distributed = command_line.parse(argv)
         from resjax.training import startup  # after the flags: a bad one need not wait for JAX

@@ -1,6 +1,14 @@
-"""Strict JAX settings for all tests: no silent broadcast over ranks, no random key used twice."""
+"""Strict JAX settings for all tests, and a cache directory of their own: nothing is read from or left in the user's."""
+
+import os
+import tempfile
 
 import jax
 
-jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_debug_key_reuse", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")  # no silent broadcast over ranks
+jax.config.update("jax_debug_key_reuse", True)  # no random key used twice
+
+_CACHE = tempfile.TemporaryDirectory()
+os.environ["XDG_CACHE_HOME"] = _CACHE.name  # also of the programs that tests start
+jax.config.update("jax_compilation_cache_dir", f"{_CACHE.name}/compiled")
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

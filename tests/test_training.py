@@ -1,12 +1,8 @@
 """The whole program on tiny data: run directory, resume, divergence, replicas, devices."""
 
 import json
-import os
-import subprocess
-import sys
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +14,7 @@ from resjax import config as config_lib
 from resjax.config import ConfigError
 from resjax.data.dataset import load
 from resjax.models.merges import MERGES
-from resjax.training import history, loop, mesh, rundir, scores, step
+from resjax.training import history, loop, mesh, scores, step
 
 
 def tiny(**changes):
@@ -76,31 +72,6 @@ def test_the_same_seed_gives_the_same_bits(finished, tmp_path):
     again = loop.train(tiny(**{"dataset.validation": 0.1}), tmp_path)
     assert rows(again) == rows(finished)
     assert read(again, "summary") == read(finished, "summary")
-
-
-class Stop(Exception):
-    """What a run is interrupted with here."""
-
-
-@pytest.mark.parametrize("checkpoint_seconds", [0.0, 1e9])
-def test_an_interrupted_run_continues_to_the_same_rows(finished, tmp_path, monkeypatch, checkpoint_seconds):
-    config = tiny(**{"dataset.validation": 0.1, "checkpoint_seconds": checkpoint_seconds})
-    original = loop._Run._train_epoch
-
-    def interrupted(self):
-        if self.epoch == 1:
-            raise Stop
-        original(self)
-
-    monkeypatch.setattr(loop._Run, "_train_epoch", interrupted)
-    with pytest.raises(Stop):
-        loop.train(config, tmp_path)
-    path = rundir.path_of(config, tmp_path)
-    assert read(path, "status")["status"] == "running" and rows(path)
-    with open(path / "metrics.jsonl", "a") as file:
-        file.write('{"epoch": 2, "seed":')  # cut short
-    monkeypatch.setattr(loop._Run, "_train_epoch", original)
-    assert rows(loop.train(config, tmp_path)) == rows(finished)
 
 
 def test_replicas_are_the_runs_of_their_seeds(finished, tmp_path):
@@ -250,11 +221,6 @@ def test_scores_are_those_of_scikit_learn():
     assert got["kappa"] == metrics.cohen_kappa_score(labels, predictions)
 
 
-def test_a_second_writer_is_refused(tmp_path):
-    with rundir.RunDir(tiny(), tmp_path), pytest.raises(ConfigError, match=f"being written by process {os.getpid()}"):
-        loop.train(tiny(), tmp_path)
-
-
 @pytest.mark.parametrize("changes, words", [
     ({"batch_size": 97}, "only 96 training images"),
     ({"dataset.train_size": 5000}, "digits has 1437"),
@@ -283,28 +249,3 @@ def test_a_chunk_of_any_length_continues_the_same_sums():
         results.append(jax.tree.map(np.asarray, own))
     for a, b in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-DEVICES = """
-import json, sys
-sys.path.insert(0, {tests!r})
-from test_training import loop, rows, tiny
-out = {{}}
-for name, more in {{
-    "one": {{"batch_devices": 1}}, "batch": {{"batch_devices": 4}}, "mixed": {{"batch_devices": 2}},
-    "vmap": {{"batch_devices": 1, "replicas": "vmap", "seeds": 4}}, "pmap": {{"parallel": "pmap"}},
-}}.items():
-    path = loop.train(tiny(**{{"dataset.mixup": .2, "dataset.noise": .1, "epochs": 1}} | more), {runs!r})
-    out[name] = [r["loss"] for r in rows(path) if r["seed"] < 2 and r["loss"] is not None]
-print(json.dumps(out))
-"""
-
-
-def test_devices_and_ways_over_replicas_agree(tmp_path):
-    # BatchNorm over the global batch in all of them: per-device statistics would be off by percents.
-    code = DEVICES.format(tests=str(Path(__file__).parent), runs=str(tmp_path))
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True)
-    losses = {name: np.sort(values) for name, values in json.loads(done.stdout.splitlines()[-1]).items()}
-    for name in ("batch", "mixed", "vmap", "pmap"):
-        np.testing.assert_allclose(losses[name], losses["one"], rtol=1e-5, err_msg=name)

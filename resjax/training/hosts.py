@@ -59,21 +59,21 @@ def of_first(value):
 
 
 def on_first(function: Callable[[], object]) -> object:
-    """Calls `function` in the first process alone; all return its result (JSON), or raise its ConfigError."""
+    """Calls `function` in the first process alone; all return its result (JSON), or raise its error."""
     if jax.process_count() == 1:
         return function()
     answer: dict = {}
     if is_first():
         try:
             answer = {"result": function()}
-        except ConfigError as error:
-            answer = {"error": str(error)}
+        except (ConfigError, OSError) as error:
+            answer = {"error": str(error), "bad input": isinstance(error, ConfigError)}
     text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
     length = int(of_first(np.int32(len(text))))
     padded = text if is_first() else np.zeros(length, np.uint8)
     answer = json.loads(np.asarray(of_first(padded)).tobytes())
     if "error" in answer:
-        raise ConfigError(answer["error"])
+        raise (ConfigError if answer["bad input"] else OSError)(answer["error"])
     return answer["result"]
 
 

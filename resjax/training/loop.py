@@ -122,7 +122,8 @@ class _Run:
         config, total = self.config, self.config.epochs * self.task.steps_per_epoch
         self._begin()
         self._write_status("running")
-        with TrainingProgress(f"{config.name} on {config.dataset.name}", total, self.step) as self.progress:
+        label = f"{config.name} on {config.dataset.name}"
+        with TrainingProgress(label, total, self.step, quiet=not hosts.is_first()) as self.progress:
             try:
                 while self.epoch < config.epochs and self._training():
                     self._train_epoch()

@@ -7,16 +7,20 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 
 class TrainingProgress:
-    """Shows steps done of `total`, the time left, and the latest loss and accuracy; a context manager."""
+    """Shows steps done of `total`, the time left, and the latest loss and accuracy; a context manager.
 
-    def __init__(self, name: str, total: int, done: int = 0):
+    One of several processes shows it, the others have it `quiet`.
+    """
+
+    def __init__(self, name: str, total: int, done: int = 0, *, quiet: bool = False):
         self._console = Console(stderr=True)
+        self._quiet = quiet
         self._name, self._total, self._done = name, total, done
         self._began: tuple[float, int] | None = None  # time and steps done after the first call
         self._said = time.monotonic()
         self._text = ""
         self._live = None
-        if self._console.is_terminal:
+        if self._console.is_terminal and not quiet:
             columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
             self._live = Progress(*columns, TextColumn("{task.fields[text]}"), console=self._console, transient=True)
             self._task = self._live.add_task(name, total=total, completed=done, text="compiling")
@@ -36,7 +40,7 @@ class TrainingProgress:
         now = time.monotonic()
         if self._live:
             self._live.update(self._task, completed=self._done, text=self._text or "compiled")
-        elif self._began and now - self._said >= 10:
+        elif self._began and now - self._said >= 10 and not self._quiet:
             self._said = now
             left = (now - self._began[0]) / (self._done - self._began[1]) * (self._total - self._done)
             print(f"{self._name}: {self._done}/{self._total} steps, {left:.0f} s left; {self._text}", flush=True)

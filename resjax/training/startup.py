@@ -4,6 +4,7 @@ import math
 import os
 import stat
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -55,5 +56,7 @@ def _keep_compiled_programs(directory: str) -> None:
         why = f"no compiled programs are kept in {path}: {error.strerror}; see config.compilation_cache"
         print(f"warning: {why}", file=sys.stderr)
         return
+    # A full disk, or an entry cut short, costs a compilation and is no news.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -1,0 +1,251 @@
+"""Nothing is lost: a run that ended anyhow and is continued gives the bits of an unbroken one."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from test_training import read, rows, tiny
+
+from resjax import config as config_lib
+from resjax.config import ConfigError
+from resjax.training import checkpoint, interrupt, loop, progress, rundir, startup, step
+
+CONFIG = {"epochs": 6, "checkpoint_seconds": 0.0, "checkpoint_keep": 3}
+
+
+def states_of(run):
+    """Digests of what the run has reached; the sums over an epoch may be saved before or after they are reset."""
+    step = max(int(p.name) for p in (run / "checkpoints").iterdir() if p.name.isdigit())
+    seal = json.loads((run / "checkpoints" / str(step) / checkpoint.SEAL).read_text())
+    return step, {name: digest for name, digest in seal["arrays"].items() if name.startswith("states")}
+
+
+def check_same(run, other):
+    assert rows(run) == rows(other) and read(run, "summary") == read(other, "summary")
+    assert states_of(run) == states_of(other)
+
+
+def tell_at(monkeypatch, epoch, signum):
+    """Sends this process a signal when the epoch's rows are written."""
+    original = progress.TrainingProgress.show
+
+    def show(self, now, rows):
+        original(self, now, rows)
+        if now == epoch:
+            os.kill(os.getpid(), signum)
+
+    monkeypatch.setattr(progress.TrainingProgress, "show", show)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    return loop.train(tiny(**CONFIG), tmp_path_factory.mktemp("unbroken"))
+
+
+@pytest.fixture
+def interrupted(tmp_path, monkeypatch):
+    """A run that was told to stop in its fifth epoch."""
+    with monkeypatch.context() as patch, pytest.raises(interrupt.Interrupted):
+        tell_at(patch, 4, signal.SIGTERM)
+        loop.train(tiny(**CONFIG), tmp_path)
+    return rundir.path_of(tiny(**CONFIG), tmp_path)
+
+
+def test_twenty_deaths_change_no_bit(tmp_path):
+    def run(kills):
+        command = [sys.executable, Path(__file__).with_name("killing.py"), tmp_path / str(kills), str(kills), "0"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+        return next((tmp_path / str(kills)).glob("mul*")), [int(code) for code in done.stdout.split()]
+
+    unbroken, codes = run(0)
+    assert codes == [0]
+    killed, codes = run(20)
+    assert codes.pop() == 0 and set(codes) <= {-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM}
+    assert codes.count(-signal.SIGKILL) >= 5 and codes.count(128 + signal.SIGTERM) >= 5
+    check_same(killed, unbroken)
+
+
+@pytest.mark.parametrize("signum", interrupt.SIGNALS)
+def test_a_signal_saves_and_ends(tmp_path, monkeypatch, unbroken, signum):
+    with monkeypatch.context() as patch, pytest.raises(interrupt.Interrupted) as told:
+        tell_at(patch, 2, signum)
+        loop.train(tiny(**CONFIG | {"checkpoint_seconds": 1e9}), tmp_path)
+    assert interrupt.exit_code(told.value) == 128 + signum
+    assert read(rundir.path_of(tiny(**CONFIG), tmp_path), "status")["status"] == "interrupted"
+    run = loop.train(tiny(**CONFIG), tmp_path)
+    assert read(run, "status")["status"] == "done"
+    check_same(run, unbroken)
+
+
+def test_a_signal_is_seen_during_evaluation(tmp_path, monkeypatch, unbroken):
+    with monkeypatch.context() as patch, pytest.raises(interrupt.Interrupted):
+        original = loop._Run._scores
+
+        def scores(self, split):
+            if self.epoch == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return original(self, split)
+
+        patch.setattr(loop._Run, "_scores", scores)
+        loop.train(tiny(**CONFIG), tmp_path)
+    path = rundir.path_of(tiny(**CONFIG), tmp_path)
+    assert {row["epoch"] for row in rows(path)} == {1, 2} and states_of(path)[0] == 9  # three epochs of three steps
+    check_same(loop.train(tiny(**CONFIG), tmp_path), unbroken)
+
+
+def test_a_second_signal_ends_at_once():
+    code = """
+import os, signal, sys
+from resjax.training.interrupt import StopSignals
+with StopSignals() as signals:
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert signals.received == signal.SIGTERM
+    os.kill(os.getpid(), signal.SIGINT)
+sys.exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 128 + signal.SIGINT and "SIGTERM: stops after this step" in done.stderr
+
+
+def test_handlers_are_given_back():
+    before = [signal.getsignal(signum) for signum in interrupt.SIGNALS]
+    with interrupt.StopSignals():
+        assert signal.getsignal(signal.SIGTERM) != before[0]
+    assert [signal.getsignal(signum) for signum in interrupt.SIGNALS] == before
+
+
+def test_rows_after_the_checkpoint_are_dropped_and_a_row_cut_short(interrupted, unbroken):
+    with open(interrupted / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(rows(interrupted)[0] | {"epoch": 5}) + '\n{"epoch": 5, "seed":')
+    check_same(loop.train(tiny(**CONFIG), interrupted.parent), unbroken)
+
+
+def test_a_damaged_checkpoint_costs_only_time(interrupted, unbroken, capsys):
+    newest = states_of(interrupted)[0]
+    file = max((interrupted / "checkpoints" / str(newest)).rglob("*"), key=lambda p: p.stat().st_size)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    run = loop.train(tiny(**CONFIG), interrupted.parent)
+    said = capsys.readouterr().err
+    assert f"checkpoints/{newest} is damaged" in said and "using step" in said
+    check_same(run, unbroken)
+
+
+def test_without_a_good_checkpoint_nothing_starts_over(interrupted):
+    before = rows(interrupted)
+    for seal in interrupted.glob(f"checkpoints/*/{checkpoint.SEAL}"):
+        seal.unlink()
+    with pytest.raises(ConfigError, match="no checkpoint in .* is good"):
+        loop.train(tiny(**CONFIG), interrupted.parent)
+    assert rows(interrupted) == before
+
+
+def test_starting_over_is_said(tmp_path, unbroken, monkeypatch, capsys):
+    def fails(self):
+        original(self)
+        raise RuntimeError
+
+    original = loop._Run._train_epoch
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(loop._Run, "_train_epoch", fails)
+        loop.train(tiny(**CONFIG | {"checkpoint_seconds": 1e9}), tmp_path)
+    run = loop.train(tiny(**CONFIG), tmp_path)
+    assert "no checkpoint: 4 rows of metrics are dropped, training starts over" in capsys.readouterr().err
+    check_same(run, unbroken)
+
+
+@pytest.mark.filterwarnings("ignore:Error writing persistent compilation cache")  # as startup has it
+def test_a_full_disk_is_one_error_and_loses_nothing(interrupted, unbroken):
+    before = states_of(interrupted)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, limits[1]))  # rows of metrics fit, arrays do not
+    try:
+        with pytest.raises(OSError, match=r"checkpoint of step \d+ can't be written to .*File too large"):
+            loop.train(tiny(**CONFIG), interrupted.parent)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert states_of(interrupted) == before and read(interrupted, "status")["status"] == "running"
+    check_same(loop.train(tiny(**CONFIG), interrupted.parent), unbroken)
+
+
+def test_after_an_infinite_gradient_the_checkpoint_is_finite(tmp_path, monkeypatch):
+    original = step.train_step
+
+    def poisoned(task, state, x, targets, **more):  # replica 1 sees an infinite input in its fifth step
+        return original(task, state, x + np.inf * ((state.seed == 1) & (state.step == 4)), targets, **more)
+
+    monkeypatch.setattr(step, "train_step", poisoned)
+    run = loop.train(tiny(**CONFIG), tmp_path)
+    assert read(run, "status")["status"] == "diverged" and read(run, "status")["diverged"].keys() == {"1"}
+    task = loop.make_task(tiny(**CONFIG), loop.load(tiny(**CONFIG).dataset))
+    like = jax.vmap(lambda seed: step.init(task, np.zeros((1, 8, 8, 1), np.float32), seed))(np.arange(2, dtype=np.int32))
+    sums = step.Sums(*[np.zeros(2, np.float32)] * 4)
+    saved = checkpoint.read(run / "checkpoints", {"states": like, "sums": sums})
+    states = saved.tree["states"]
+    assert saved.step == 18 and list(states.active) == [True, False] and list(states.step) == [18, 4]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((states.params, states.stats, states.opt_state)))
+
+
+def test_a_second_writer_is_refused(tmp_path):
+    with (
+        rundir.RunDir(tiny(), tmp_path),
+        pytest.raises(ConfigError, match=f"being written by process {os.getpid()} on"),
+    ):
+        loop.train(tiny(), tmp_path)
+
+
+def test_another_config_in_the_directory_is_refused(interrupted):
+    file = interrupted / "config.json"
+    content = json.loads(file.read_text())
+    content["model"]["depth"] = 6
+    file.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"another config \(config.model.depth is 6 there and 4 here\)"):
+        loop.train(tiny(**CONFIG), interrupted.parent)
+
+
+def test_what_does_not_change_numbers_may_change(interrupted, unbroken):
+    check_same(loop.train(tiny(**CONFIG | {"checkpoint_keep": 9}), interrupted.parent), unbroken)
+
+
+def test_other_versions_are_said_and_recorded(interrupted, capsys):
+    file = interrupted / "env.json"
+    began = json.loads(file.read_text())
+    began["versions"]["jax"] = "0.9.0"
+    file.write_text(json.dumps(began))
+    loop.train(tiny(**CONFIG), interrupted.parent)
+    now = json.loads(file.read_text())
+    assert f"now jax {jax.__version__} (began with 0.9.0)" in capsys.readouterr().err
+    assert now["versions"]["jax"] == "0.9.0" and now["continued"][0]["versions"]["jax"] == jax.__version__
+
+
+@pytest.mark.parametrize("name", ["status.json", "config.json", "env.json"])
+def test_a_damaged_record_is_one_error(interrupted, name):
+    (interrupted / name).write_text('{"sta')
+    with pytest.raises(ConfigError, match=f"{name} is damaged: delete that file"):
+        loop.train(tiny(**CONFIG), interrupted.parent)
+
+
+def test_compiled_programs_are_kept_where_no_one_else_can_write(tmp_path, monkeypatch, capsys):
+    config = config_lib.base()
+    config.compilation_cache = str(tmp_path / "compiled")
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        startup._keep_compiled_programs("none")
+        assert jax.config.jax_compilation_cache_dir is None
+        startup._keep_compiled_programs(config.compilation_cache)
+        assert jax.config.jax_compilation_cache_dir == config.compilation_cache
+        assert (tmp_path / "compiled").stat().st_mode & 0o777 == 0o700
+        jax.config.update("jax_compilation_cache_dir", None)
+        (tmp_path / "compiled").chmod(0o777)
+        startup._keep_compiled_programs(config.compilation_cache)
+        assert jax.config.jax_compilation_cache_dir is None and "others can write to it" in capsys.readouterr().err
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
