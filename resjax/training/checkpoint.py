@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -89,13 +90,14 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         try:
+            _make_sure_of_room(self._manager.directory, sum(array.nbytes for array in arrays.values()))
             self._manager.save(step, args=ocp.args.PyTreeSave(arrays))
             _seal(self._path / str(step), epoch, arrays)
             for old in sorted(self._manager.all_steps())[: -self._keep]:
                 self._manager.delete(old)
         except Exception as error:
             shutil.rmtree(self._path / str(step), ignore_errors=True)
-            why = getattr(error, "strerror", None) or _reason(error)
+            why = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise OSError(
                 f"the checkpoint of step {step} can't be written to {self._path} ({why}): older ones are untouched, "
                 "and the same command continues from there"
@@ -198,6 +200,14 @@ def _arrays(place: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
+def _make_sure_of_room(path: Path, size: int) -> None:
+    """Raises OSError if `size` bytes and a little more don't fit: orbax says that in pages, from several threads."""
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        return
+    with tempfile.TemporaryFile(dir=path) as probe:
+        os.posix_fallocate(probe.fileno(), 0, size + 2**20)
+
+
 def _seal(place: Path, epoch: int, arrays: dict[str, np.ndarray]) -> None:
     files = sorted(p for p in place.rglob("*") if p.is_file())
     seal: dict[str, Any] = {
@@ -242,8 +252,3 @@ def _digest_of(array: np.ndarray) -> str:
 
 def _digest_of_seal(seal: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(seal, sort_keys=True).encode()).hexdigest()
-
-
-def _reason(error: Exception) -> str:
-    """The first line of it, without what comes after it in brackets."""
-    return " ".join((str(error).splitlines() or [type(error).__name__])[0].split())[:200]

@@ -1,0 +1,107 @@
+"""The same losses on one device, on several, and with several processes."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    "--config=configs/add.py", "--config.seeds=2", "--config.batch_size=32", "--config.dataset.train_size=96",
+    "--config.model.name=mlp", "--config.model.depth=4", "--config.optimizer.learning_rate=0.01",
+    "--config.dataset.noise=0.1",
+]  # fmt: skip
+
+
+def start(workdir, devices, *arguments):
+    """One process that sees `devices` CPU devices."""
+    command = [sys.executable, "-m", "resjax.main", f"--workdir={workdir}", *TINY, *arguments]
+    env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(*processes):
+    """Exit codes, and what was said on stderr."""
+    said = [process.communicate(timeout=240)[1] for process in processes]
+    return [process.returncode for process in processes], said
+
+
+def together(workdir, *arguments):
+    """Two processes with four devices each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    specs = [f"--distributed=127.0.0.1:{port},2,{index}" for index in (0, 1)]
+    return [start(workdir, 4, spec, *arguments) for spec in specs]
+
+
+def rows_of(workdir):
+    (file,) = Path(workdir).glob("*/metrics.jsonl")
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def losses(workdir):
+    return {(r["epoch"], r["seed"], r["split"]): r["loss"] for r in rows_of(workdir) if r["seed"] < 2}
+
+
+def check_close(workdir, reference):
+    found = losses(workdir)
+    assert found.keys() == reference.keys()
+    np.testing.assert_allclose(list(found.values()), [reference[key] for key in found], rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory):
+    """Losses of three epochs."""
+    path = tmp_path_factory.mktemp("one")
+    assert finish(start(path, 1, "--config.epochs=3"))[0] == [0]
+    return losses(path)
+
+
+@pytest.mark.parametrize("arguments", [
+    ["--config.batch_devices=8"],
+    ["--config.batch_devices=2", "--config.replicas=vmap", "--config.seeds=4"],  # and four rows of replicas
+    ["--config.parallel=pmap"],
+], ids=lambda arguments: arguments[0].partition("=")[2])  # fmt: skip
+def test_several_devices_give_the_losses_of_one(tmp_path, one_device, arguments):
+    # BatchNorm over the global batch in all of them: statistics of each device's share would be off by percents.
+    assert finish(start(tmp_path, 8, "--config.epochs=3", *arguments))[0] == [0]
+    check_close(tmp_path, one_device)
+
+
+def test_a_batch_over_two_processes_gives_the_losses_of_one(tmp_path, one_device):
+    codes, said = finish(*together(tmp_path, "--config.epochs=3", "--config.seeds=1"))
+    assert codes == [0, 0], said
+    check_close(tmp_path, {key: loss for key, loss in one_device.items() if key[1] == 0})
+    assert len(rows_of(tmp_path)) == 6  # one process writes
+
+
+def test_processes_stop_together_and_one_alone_continues(tmp_path):
+    processes = together(tmp_path, "--config.epochs=100")  # a replica in each
+    while not list(tmp_path.glob("*/metrics.jsonl")) or not rows_of(tmp_path):
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.05)
+    processes[1].send_signal(signal.SIGTERM)  # the one that does not write
+    codes, said = finish(*processes)
+    assert codes == [143, 143], said
+    reached = len(rows_of(tmp_path))
+    assert json.loads(next(tmp_path.glob("*/status.json")).read_text())["status"] == "interrupted"
+    codes, said = finish(start(tmp_path, 1, "--config.epochs=100"))
+    assert codes == [0] and "now device_count 1 (began with 8), processes 1 (began with 2)" in said[0]
+    rows = rows_of(tmp_path)
+    assert 4 <= reached < len(rows) == 4 * 100 and [r["epoch"] for r in rows] == sorted(r["epoch"] for r in rows)
+
+
+def test_bad_input_ends_all_processes_with_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    codes, said = finish(*together(tmp_path / "file", "--config.epochs=3"))
+    assert codes == [2, 2] and all("error: cannot write" in text for text in said)
+    codes, said = finish(start(tmp_path, 1, "--distributed=here"))
+    assert codes == [2] and "--distributed=here: use auto, or HOST:PORT,PROCESSES,INDEX" in said[0]
