@@ -143,9 +143,10 @@ def provenance(run_dirs: Iterable[str | os.PathLike]) -> dict[str, str]:
     """Commit and device that made the runs, from env.json; several of either are all named."""
     commits, devices = {}, {}
     for run_dir in run_dirs:
-        env = read_json(Path(run_dir) / "env.json")
-        commits[f"{env.get('commit') or 'unknown'}{' (with changes)' if env.get('dirty') else ''}"] = None
-        devices[f"{env.get('device_count', '?')} x {env.get('device', 'unknown')}"] = None
+        began = read_json(Path(run_dir) / "env.json")
+        for env in (began, *began.get("continued", [])):
+            commits[f"{env.get('commit') or 'unknown'}{' (with changes)' if env.get('dirty') else ''}"] = None
+            devices[f"{env.get('device_count', '?')} x {env.get('device', 'unknown')}"] = None
     return {"commit": ", ".join(commits) or "unknown", "device": ", ".join(devices) or "unknown"}
 
 

@@ -52,7 +52,9 @@ def reopen(config: ConfigDict, workdir: str | os.PathLike) -> Trained:
         path / "checkpoints", {"states": initial, "sums": step.Sums(*[np.zeros(len(seeds), np.float32)] * 4)}
     )
     if saved is None or saved.step != status["epoch"] * task.steps_per_epoch:
-        raise ConfigError(f"{path}: the checkpoint of its end is gone; delete the directory and train again")
+        raise ConfigError(
+            f"{path}: no good checkpoint of its end; delete its status.json and train again: what is left continues"
+        )
     kept = {seed: i for i, seed in enumerate(seeds) if str(seed) not in status["diverged"]}
     return Trained(task, dataset, list(kept), _variables(initial, kept), _variables(saved.tree["states"], kept))
 
