@@ -1,27 +1,29 @@
-"""What the experiments share: their flags, and running the cells of a study one after the other.
+"""What the experiments share: their flags, and running the cells of a study.
 
 A cell is one config. Its run is found again by its hash: the same command continues an interrupted study.
 """
 
 import argparse
 import ast
-import logging
 import os
 import shlex
-import time
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from experiments import launchers
+from experiments.board import Board, duration
 from resjax import config as config_lib
 from resjax.analysis import figures, tables
 from resjax.config import ConfigError
-from resjax.training import rundir
+from resjax.training import interrupt, rundir
 
 Train = Callable[[ConfigDict, str | os.PathLike], Path]
 DATASETS = [name for name, entries in config_lib.PRESETS.items() if "dataset.name" in entries]
@@ -49,6 +51,7 @@ def parser(module: str, description: str, smoke: Mapping) -> argparse.ArgumentPa
     group = p.add_argument_group("short for --set", ", ".join(f"--{name}=N" for name in _SHORTCUTS))
     for name, key in _SHORTCUTS.items():
         group.add_argument(f"--{name}", type=type(reference[key]), help=argparse.SUPPRESS)
+    launchers.add_flags(p)
     return p
 
 
@@ -146,55 +149,86 @@ class Outcome:
         return "; ".join(dict.fromkeys(filter(None, self.table["reason"])))
 
 
-def run(cells: Mapping[str, ConfigDict], train: Train, workdir: str, console: Console) -> list[Outcome]:
+def trainer(launcher: launchers.Launcher, config: ConfigDict) -> Train:
+    """The real one. JAX starts here, for runs of `config`, or in each job if these are other processes."""
+    if launcher is not launchers.in_this_process:
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")  # of this process: the accelerators are the jobs'
+        return _start_and_train
+    from resjax.training import loop, startup
+
+    startup.start(config)
+    return loop.train
+
+
+def _start_and_train(config: ConfigDict, workdir: str | os.PathLike) -> Path:
+    from resjax.training import loop, startup
+
+    startup.start(config)
+    return loop.train(config, workdir)
+
+
+def run(
+    cells: Mapping[str, ConfigDict],
+    train: Train,
+    workdir: str,
+    console: Console,
+    launcher: launchers.Launcher = launchers.in_this_process,
+) -> list[Outcome]:
     """Trains, continues or reuses the cells (label -> config); a failing cell does not stop the others.
 
     Raises:
-      ConfigError: two cells are the same run, or a cell can't work as it is configured.
-      KeyboardInterrupt: also if a run ended before it was finished, because it was told to stop.
+      ConfigError: two cells are the same run, or a cell that trains in this process can't work as it is configured.
+      KeyboardInterrupt: the study was told to stop; what its runs had done is saved.
     """
     labels: dict[str, str] = {}
     for label, c in cells.items():
         if (same := labels.setdefault(config_lib.hash8(c), label)) != label:
             raise ConfigError(f"{same!r} and {label!r} are the same run: they have equal configs")
-    outcomes, began, reused = [], time.monotonic(), 0
-    for number, (label, c) in enumerate(cells.items(), start=1):
-        console.print(f"[{number}/{len(cells)}] {label}", markup=False, highlight=False)
-        cell_began = time.monotonic()
-        outcome = _run_cell(label, c, train, workdir)
-        outcomes.append(outcome)
-        now = time.monotonic()
-        reused += not outcome.trained
-        left = (now - began) / max(number - reused, 1) * (len(cells) - number)
-        past = "finished before" if outcome.run_dir else "failed"
-        how = duration(now - cell_began) if outcome.trained else past
-        accuracy = f"{how}, {_accuracy(outcome.table)}, about {duration(left)} left"
-        console.print(f"    {accuracy}", markup=False, highlight=False)
-        if outcome.reason:
-            console.print(f"    {outcome.reason}", markup=False, highlight=False, style="red")
-    return outcomes
+    paths = {label: rundir.path_of(c, workdir) for label, c in cells.items()}
+    finished = [label for label in cells if rundir.read_status(paths[label]).get("status") in rundir.FINISHED]
+    jobs = {label: partial(train, c, workdir) for label, c in cells.items() if label not in finished}
+    outcomes = {}
+    # A training in this process draws its own progress.
+    with Board(cells, console, live=console.is_terminal and launcher is not launchers.in_this_process) as board:
+
+        def ended(label: str, outcome: Outcome, past: str = "") -> None:
+            outcomes[label] = outcome
+            state, words = ("done", [past, _accuracy(outcome.table)]) if outcome.run_dir else ("failed", [])
+            board.show(launchers.Event(label, state, outcome.reason), ", ".join(filter(None, words)))
+
+        for label in finished:
+            ended(label, _finished(label, cells[label], paths[label], trained=False), "finished before")
+        for event in launcher(jobs):
+            label = event.label
+            if isinstance(event.error, ConfigError):  # what the user asked for can't work: say so, and write nothing
+                raise event.error
+            if event.state == "running":
+                board.show(event)
+            elif event.state == "done":
+                ended(label, _finished(label, cells[label], paths[label], trained=True))
+            else:
+                ended(label, _failed(label, cells[label], event.reason))
+    return [outcomes[label] for label in cells]
 
 
-def _run_cell(label: str, c: ConfigDict, train: Train, workdir: str) -> Outcome:
+def _finished(label: str, c: ConfigDict, run_dir: Path, trained: bool) -> Outcome:
     try:
-        trained = rundir.read_status(rundir.path_of(c, workdir)).get("status") not in rundir.FINISHED
-        run_dir = train(c, workdir)
-        if rundir.read_status(run_dir).get("status") not in rundir.FINISHED:
-            raise KeyboardInterrupt
         table = tables.summary([run_dir])
         words = table["seed"].map("seed {} diverged in epoch ".format) + table["epoch"].astype(str)
         table["reason"] = words.where(table["status"] == "diverged", "")
-        if trained or not (run_dir / "curves.png").exists():
+        if not (run_dir / "curves.png").exists():
             figures.curves(run_dir)
         return Outcome(label, c, run_dir, table, trained)
-    except ConfigError:  # what the user asked for can't work: say so, and write nothing
-        raise
-    except Exception as error:  # one cell of many: name it, and go on
-        logging.getLogger(__name__).exception("%s failed", label)
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        failed = tables.config_columns(c) | {"status": "failed", "reason": reason}
-        table = pd.DataFrame([failed], columns=[*tables.summary([]).columns, "reason"])
-        return Outcome(label, c, None, table, trained=False)
+    except Exception as error:  # its files can't be read, or the disk is full
+        return _failed(label, c, launchers.reason(label, error))
+
+
+def _failed(label: str, c: ConfigDict, reason: str) -> Outcome:
+    row = tables.config_columns(c) | {"status": "failed", "reason": reason}
+    table = pd.DataFrame([row], columns=[*tables.summary([]).columns, "reason"])
+    return Outcome(label, c, None, table, trained=False)
 
 
 def _accuracy(table: pd.DataFrame) -> str:
@@ -204,13 +238,6 @@ def _accuracy(table: pd.DataFrame) -> str:
         if len(present):
             return f"{name} {100 * present.mean():.2f} % (n = {len(present)})"
     return "no accuracy"
-
-
-def duration(seconds: float) -> str:
-    """`35 s`, `12 min`, `2 h 5 min`."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds} s"
 
 
 def table(outcomes: Sequence[Outcome]) -> pd.DataFrame:
@@ -228,3 +255,12 @@ def header(module: str, argv: Sequence[str], outcomes: Sequence[Outcome], second
         "date": datetime.now().astimezone().isoformat(timespec="minutes"),
         "wall time": f"{duration(seconds)}, in which {trained} of {len(outcomes)} cells were trained",
     }
+
+
+def exit_code(error: ConfigError | KeyboardInterrupt) -> int:
+    """Says in one line why a study ended early; returns the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        print("stopped; the same command continues", file=sys.stderr)
+        return interrupt.exit_code(error)
+    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    return 2

@@ -14,14 +14,15 @@ validate, the replicas have other seeds than the final ones, and the test set ha
 the picked rate and the whole training set.
 
 Writes OUT.csv (a row per cell and seed), OUT_differences.csv, OUT_tuning.csv, OUT.png and OUT.pdf.
-Exit code 1: a cell failed; 2: bad input, in one line.
+Exit code 1: a cell failed; 2: bad input, in one line; 128 + n: stopped by signal n.
 """
 
 import argparse
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import pandas as pd
 from ml_collections import ConfigDict
@@ -29,7 +30,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cells
+from experiments import cells, launchers
 from resjax.analysis import figures, tables
 from resjax.config import ConfigError
 
@@ -49,27 +50,21 @@ def main(argv: Sequence[str] | None = None, train: cells.Train | None = None, re
     args = cells.parse(_parser(), argv)
     console, began = Console(), time.monotonic()
     try:
+        launcher = launchers.chosen(args)
         if registry is None:
             from resjax.models.merges import MERGES as registry
         merges = dict.fromkeys([BASELINE, *cells.merges(args.merges, registry)])
         configs = {(d, m): cells.config(args, d, m) for d in cells.datasets(args.datasets) for m in merges}
-        if train is None:
-            from resjax.training import loop, startup
-
-            startup.start(next(iter(configs.values())))
-            train = loop.train
+        train = train or cells.trainer(launcher, next(iter(configs.values())))
+        run = partial(cells.run, train=train, workdir=args.workdir, console=console, launcher=launcher)
         tuned, tuning = [], None
         if args.tune:
-            tuned = tune(args, configs, train, console)
+            tuned = tune(args, configs, run)
             tuning = tuning_table(tuned)
             configs = {(d, m): picked(args, d, m, tuning, console) for d, m in configs}
-        outcomes = cells.run({f"{d}, {m}": c for (d, m), c in configs.items()}, train, args.workdir, console)
-    except ConfigError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command continues", file=sys.stderr)
-        return 130
+        outcomes = run({f"{d}, {m}": c for (d, m), c in configs.items()})
+    except (ConfigError, KeyboardInterrupt) as error:
+        return cells.exit_code(error)
     results = cells.table(outcomes)
     differences = tables.differences(results, baseline=BASELINE)
     show(differences, outcomes, console)
@@ -99,8 +94,10 @@ def _numbers(text: str) -> tuple[float, ...]:
     return tuple(float(word) for word in text.split(","))
 
 
-def tune(args: argparse.Namespace, configs: Configs, train: cells.Train, console: Console) -> list[cells.Outcome]:
-    """Trains every (data set, merge) at every rate, on what validation leaves of the training set."""
+def tune(
+    args: argparse.Namespace, configs: Configs, run: Callable[[Mapping[str, ConfigDict]], list[cells.Outcome]]
+) -> list[cells.Outcome]:
+    """Runs every (data set, merge) at every rate, on what validation leaves of the training set."""
     tried = {}
     for (dataset, merge), c in configs.items():
         for factor in args.tune_factors:
@@ -113,7 +110,7 @@ def tune(args: argparse.Namespace, configs: Configs, train: cells.Train, console
                 "epochs": args.tune_epochs or c.epochs,
             }
             tried[f"tuning {dataset}, {merge}, rate {rate:g}"] = cells.config(args, dataset, merge, **entries)
-    return cells.run(tried, train, args.workdir, console)
+    return run(tried)
 
 
 def tuning_table(tuned: Sequence[cells.Outcome]) -> pd.DataFrame:

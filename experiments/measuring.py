@@ -1,23 +1,20 @@
-"""Measurements of finished runs, several at a time, each kept as JSON in its run directory.
+"""Measurements of finished runs, each kept as JSON in its run directory.
 
 A run that was measured before is read, not measured again: the same command continues an interrupted study.
 """
 
 import hashlib
 import math
-import os
-import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import cache
-from multiprocessing import get_context
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from experiments.cells import duration
+from experiments import launchers
+from experiments.board import Board
 from resjax.analysis import tables
 from resjax.training import rundir
 from resjax.training.startup import cores
@@ -40,47 +37,31 @@ def measure_all(
     measure: Measure,
     name: str,
     workdir: str,
-    processes: int,
     console: Console,
+    launcher: launchers.Launcher,
 ) -> dict[str, dict[str, list[dict]]]:
     """What `measure` says of every run, by label; a run that fails is named and left out, and the others go on.
 
     Args:
       todo: label -> config of a finished run, and options of the measurement.
-      measure: what to do; with one process it runs here.
+      measure: what to do.
       name: how the file's name begins; the options follow.
       workdir: of the run directories.
-      processes: how many measure at a time.
-      console: for a line per run.
+      console: for the states of the measurements.
+      launcher: where they run.
     """
     files = {label: _file(config, workdir, name, options) for label, (config, options) in todo.items()}
-    jobs = {label: (measure, *todo[label], workdir, files[label]) for label in todo if not files[label].exists()}
-    began, done, failed = time.monotonic(), 0, set()
-
-    def say(label: str, error: BaseException | None) -> None:
-        nonlocal done
-        done += 1
-        left = (time.monotonic() - began) / done * (len(jobs) - done)
-        text = f"[{done}/{len(jobs)}] measured {label}; about {duration(left)} left"
-        if error is not None:
-            failed.add(label)
-            text = f"[{done}/{len(jobs)}] {label}: {type(error).__name__}: {' '.join(str(error).split())}"
-        console.print(text, markup=False, highlight=False, style="red" if error else None)
-
-    if processes == 1 or len(jobs) == 1:
-        for label, job in jobs.items():
-            try:
-                _measure(*job)
-                say(label, None)
-            except Exception as error:  # one of many: name it, and go on
-                say(label, error)
-    elif jobs:
-        # Several processes whose linear algebra uses all cores each would take many times as long.
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, cores() // processes)))
-        with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=get_context("spawn")) as executor:
-            futures = {executor.submit(_measure, *job): label for label, job in jobs.items()}
-            for future in as_completed(futures):
-                say(futures[future], future.exception())
+    jobs = {
+        label: partial(_measure, measure, *todo[label], workdir, files[label])
+        for label in todo
+        if not files[label].exists()
+    }
+    failed = set()
+    with Board(jobs, console, live=console.is_terminal) as board:
+        for event in launcher(jobs):
+            if event.state == "failed":
+                failed.add(event.label)
+            board.show(event, "measured" if event.state == "done" else "")
     return {label: tables.read_json(path)["tables"] for label, path in files.items() if label not in failed}
 
 

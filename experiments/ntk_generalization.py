@@ -12,7 +12,7 @@ axis, conditional mutual information, gain over the plain baselines; see resjax/
 
 Writes OUT.csv (a row per net), OUT_race.csv and OUT_race_gap.csv (a row per predictor, against test error and
 against generalization gap), OUT_regression.csv (predicted and measured errors of kernel regression), OUT_spectra.csv,
-and figures of each. Exit code 1: a cell failed; 2: bad input, in one line.
+and figures of each. Exit code 1: a cell failed; 2: bad input, in one line; 128 + n: stopped by signal n.
 """
 
 import argparse
@@ -21,13 +21,14 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from experiments import cells, measuring
+from experiments import cells, launchers, measuring
 from resjax import config as config_lib
 from resjax.analysis import ntk_figures, race, tables
 from resjax.config import ConfigError
@@ -82,29 +83,26 @@ def main(
     args = cells.parse(_parser(), argv)
     console, began = Console(), time.monotonic()
     try:
+        launcher = launchers.chosen(args)
+        if args.workers and launcher is not launchers.in_this_process:
+            raise ConfigError("--workers is for --launcher=local; else --jobs")
         pools = configurations(args)
-        if train is None:
-            from resjax.training import loop, startup
-
-            startup.start(next(iter(pools.values()))[0])
-            train = loop.train
+        train = train or cells.trainer(launcher, next(iter(pools.values()))[0])
         for config, pool in {config.dataset.name: (config, pool) for config, pool in pools.values()}.values():
             pool_of(load(config.dataset), pool)  # complains before anything is trained
-        outcomes = cells.run({label: config for label, (config, _) in pools.items()}, train, args.workdir, console)
+        configs = {label: config for label, (config, _) in pools.items()}
+        outcomes = cells.run(configs, train, args.workdir, console, launcher)
         todo = {o.label: (o.config, {"pool": pools[o.label][1]}) for o in outcomes if o.run_dir}
-        processes = args.workers or measuring.workers()
-        measured = measuring.measure_all(todo, measure, "ntk", args.workdir, processes, console)
+        if launcher is launchers.in_this_process:  # measurements, unlike trainings, don't use all cores
+            launcher = partial(launchers.in_processes, processes=args.workers or measuring.workers())
+        measured = measuring.measure_all(todo, measure, "ntk", args.workdir, console, launcher)
         if not measured:
             raise ConfigError("no run could be measured; the reasons stand above")
         header = cells.header(MODULE, argv, outcomes, time.monotonic() - began)
         for path in report(outcomes, measured, args.out, header, console):
             print(path)
-    except ConfigError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command continues", file=sys.stderr)
-        return 130
+    except (ConfigError, KeyboardInterrupt) as error:
+        return cells.exit_code(error)
     return int(len(measured) < len(pools))
 
 

@@ -1,3 +1,4 @@
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ from fake_runs import write_run
 from experiments import cells, compare
 from resjax import config as config_lib
 from resjax.config import ConfigError
+from resjax.training.interrupt import Interrupted
 
 REGISTRY = {m: SimpleNamespace(core=m in ("add", "mul")) for m in ("add", "mul", "se")}
 
@@ -86,14 +88,15 @@ def test_the_baseline_is_always_there(study):
     assert [c.model.merge for c in train.trained] == ["add", "se"]
 
 
-def test_a_run_that_was_stopped_stops_the_study(study, capsys, tmp_path):
+@pytest.mark.parametrize(
+    ("error", "code"), [(Interrupted(signal.SIGTERM), 143), (KeyboardInterrupt(), 130)], ids=["SIGTERM", "Ctrl-C"]
+)
+def test_a_run_that_was_stopped_stops_the_study(study, capsys, error, code):
     def interrupted(config, workdir):
-        run_dir = write_run(config, Path(workdir), {0: 0.9})
-        (run_dir / "status.json").write_text('{"status": "interrupted", "epoch": 1}')
-        return run_dir
+        raise error
 
-    assert study(train=interrupted) == 130
-    assert "the same command continues" in capsys.readouterr().err
+    assert study(train=interrupted) == code
+    assert "stopped; the same command continues" in capsys.readouterr().err
     assert not Path(f"{study.out}.csv").exists()
 
 

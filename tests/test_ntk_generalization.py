@@ -1,6 +1,7 @@
 """The kernel study with made-up nets and kernels: what it runs, keeps, continues, and reports."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from fake_runs import write_run
 from rich.console import Console
 
-from experiments import cells, measuring
+from experiments import cells, launchers, measuring
 from experiments import ntk_generalization as study_module
 from resjax import config as config_lib
 from resjax.config import ConfigError
@@ -69,9 +70,10 @@ class Measure:
 @pytest.fixture
 def study(tmp_path, monkeypatch):
     monkeypatch.setattr(cells.figures, "curves", lambda run_dir: None)
+    monkeypatch.setattr(measuring, "workers", lambda: 1)
 
     def run(*argv, measure=None):
-        paths = [f"--workdir={tmp_path / 'runs'}", f"--out={tmp_path / 'out'}", "--seeds=3", "--workers=1"]
+        paths = [f"--workdir={tmp_path / 'runs'}", f"--out={tmp_path / 'out'}", "--seeds=3"]
         words = ["--merges=add,mul,se", "--datasets=digits,cube_degree2", "--depths=8,14", "--widths=4,8"]
         return study_module.main([*paths, *words, *argv], train, measure or Measure())
 
@@ -116,7 +118,24 @@ def test_a_failing_measurement_is_named_and_the_others_count(study, capsys):
     assert study("--depths=8", measure=Measure(fails=["se"])) == 1
     assert set(study.read("_regression")["merge"]) == {"add", "mul"}
     out = " ".join(capsys.readouterr().out.split())
-    assert "digits, se, depth 8, width 4: RuntimeError: out of memory second line" in out
+    assert "digits, se, depth 8, width 4 failed, 0 s, about" in out
+    assert out.count("RuntimeError: out of memory second line") == 4
+
+
+def test_measurements_go_where_the_trainings_go(study, monkeypatch, capsys):
+    went = []
+
+    def launcher(jobs):
+        went.append(list(jobs))
+        return launchers.in_this_process(jobs)
+
+    monkeypatch.setattr(launchers, "chosen", lambda args: launcher)
+    small = ("--datasets=digits", "--depths=8")
+    assert study(*small) == 0
+    trained, measured = went
+    assert len(trained) == 6 and measured == trained
+    assert study(*small, "--workers=2") == 2
+    assert "--workers is for --launcher=local" in capsys.readouterr().err
 
 
 def test_bad_flags_get_one_line(study, capsys):
@@ -157,15 +176,15 @@ def test_several_processes_measure(tmp_path):
     other = config_lib.with_preset(config_lib.base(), "cube_degree2")
     train(other, tmp_path)
     todo = {name: (c, {"pool": 8}) for name, c in {"a": config, "b": other}.items()}
-    console = Console(quiet=True)
-    found = measuring.measure_all(todo, _rows, "ntk", str(tmp_path), 2, console)
+    console, launcher = Console(quiet=True), partial(launchers.in_processes, processes=2)
+    found = measuring.measure_all(todo, _rows, "ntk", str(tmp_path), console, launcher)
     assert found == {
         "a": {"rows": [{"name": "digits", "x": "nan"}]},
         "b": {"rows": [{"name": "cube10_degree2", "x": "nan"}]},
     }
     kept = json.loads(next(tmp_path.glob("*/ntk-pool8-*.json")).read_text())
     assert kept["env"]["versions"]["jax"]
-    assert measuring.measure_all(todo, None, "ntk", str(tmp_path), 2, console) == found
+    assert measuring.measure_all(todo, None, "ntk", str(tmp_path), console, launcher) == found
 
 
 def _rows(config, workdir, pool):

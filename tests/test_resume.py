@@ -107,6 +107,8 @@ from resjax.training.interrupt import StopSignals
 with StopSignals() as signals:
     os.kill(os.getpid(), signal.SIGTERM)
     assert signals.received == signal.SIGTERM
+    os.kill(os.getpid(), signal.SIGUSR2)
+    assert signals.received == signal.SIGTERM
     os.kill(os.getpid(), signal.SIGINT)
 sys.exit(0)
 """

@@ -1,4 +1,7 @@
-"""Being told to stop: the first signal asks a run to save and end, the second one ends the process at once."""
+"""Being told to stop: the first signal asks a run to save and end, the second one ends the process at once.
+
+A SIGUSR2 never does the latter: submitit sends it after a SIGTERM.
+"""
 
 import os
 import signal
@@ -12,7 +15,7 @@ class Interrupted(KeyboardInterrupt):
     """A run was told to stop by signal `signum`. What it had done is saved: the same command continues."""
 
     def __init__(self, signum: int):
-        super().__init__(signal.Signals(signum).name)
+        super().__init__(signum)
         self.signum = signum
 
 
@@ -43,7 +46,9 @@ class StopSignals:
 
     def _note(self, signum: int, _frame) -> None:
         if self.received:
-            os._exit(128 + signum)
+            if signum != signal.SIGUSR2:
+                os._exit(128 + signum)
+            return
         self.received = signum
         name = signal.Signals(signum).name
         os.write(2, f"{name}: stops after this step and saves; once more: at once, without saving\n".encode())
