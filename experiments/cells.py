@@ -116,10 +116,10 @@ def _setting(c: ConfigDict, text: str) -> tuple[str, object]:
         return key, word
     try:
         value = ast.literal_eval(word)
-    except (ValueError, SyntaxError):
+        if isinstance(value, int) and not isinstance(value, bool) and isinstance(old, float):
+            value = float(value)  # or 1 and 1.0 would be two runs
+    except (ValueError, SyntaxError, OverflowError, MemoryError, RecursionError):
         raise ConfigError(f"--set {text}: {word!r} is not a value like {old!r}") from None
-    if isinstance(value, int) and not isinstance(value, bool) and isinstance(old, float):
-        value = float(value)  # or 1 and 1.0 would be two runs
     if isinstance(old, tuple) and isinstance(value, (int, float)):
         value = (value,)
     return key, value

@@ -29,14 +29,15 @@ def parse(argv: list[str]) -> tuple[ConfigDict, str, str]:
 
 
 def _check_words(words: list[str]) -> None:
-    """Refuses keys that no config has, and a second file, whose entries config_flags would mix with the first's."""
+    """Refuses keys that no config has, and all but one file: config_flags would mix the entries of two."""
     keys = flat(base())
     for word in words:
         if (given := re.match(r"--?(?:no)?config\.([^=]*)", word)) and (key := given[1]) not in keys:
             near = ", ".join(f"config.{k}" for k in difflib.get_close_matches(key, keys))
             raise ConfigError(f"config.{key}: no such entry" + (f"; did you mean {near}?" if near else ""))
-    if len([word for word in words if re.match(r"--?config(=|$)", word)]) > 1:
-        raise ConfigError("--config is given twice")
+    files = [word for word in words if re.match(r"--?config(=|$)", word)]
+    if len(files) != 1:
+        raise ConfigError("--config is given twice" if files else "no --config: try --config=configs/mul.py")
 
 
 def _parse(argv: list[str]) -> tuple[ConfigDict, str, str]:
@@ -49,11 +50,9 @@ def _parse(argv: list[str]) -> tuple[ConfigDict, str, str]:
         rest = values(argv)[1:]
     if rest:
         raise ConfigError(
-            f"unexpected argument {rest[0]!r}: options are --config=FILE, --config.KEY=VALUE, --workdir=DIR"
+            f"unexpected argument {rest[0]!r}: options are --config=FILE, --config.KEY=VALUE, --workdir=DIR, --distributed=SPEC"
         )
     config = config_flag.value
-    if config is None:
-        raise ConfigError("no --config, or its get_config() returned nothing: try --config=configs/mul.py")
     if not hasattr(config, "items"):  # raises what kept the file from being read, if anything did
         raise ConfigError(f"--config: get_config() returned {config!r}, which is no ConfigDict")
     check(config)
@@ -68,4 +67,6 @@ def _said(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError):
         return f"--config: {str(error.__cause__ or error).splitlines()[-1].strip()}"
+    if isinstance(error, (MemoryError, RecursionError)):
+        return "--config: the file, or a value that is read as Python, is nested too deeply"
     return f"--config: {type(error).__name__}: {error}"

@@ -6,13 +6,19 @@ checked where they live (`resjax.models.build.check`), so that a new merge needs
 
 import hashlib
 import json
-import math
+import re
+from pathlib import Path
 
 from ml_collections import ConfigDict, config_dict
 
 
 class ConfigError(ValueError):
-    """A value, key or input that can't work; its text is the one line the user sees."""
+    """A value, key or input that can't work; its text is the one line the user sees, whatever it quotes."""
+
+    def __str__(self) -> str:
+        text = " ".join(super().__str__().split())
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        return text if len(text) <= 2000 else f"{text[:1000]} ... {text[-1000:]}"
 
 
 def base() -> ConfigDict:
@@ -112,7 +118,7 @@ CHOICES = {
 }
 
 _LARGE = 2**31 - 1
-RANGES = {  # inclusive; floats must be finite as well
+RANGES = {  # inclusive, and finite
     "seed": (0, _LARGE - 10_000),
     "seeds": (1, 10_000),
     "epochs": (1, 1_000_000),
@@ -146,6 +152,8 @@ RANGES = {  # inclusive; floats must be finite as well
     "schedule.cycles": (1, 10_000),
     "loss.label_smoothing": (0.0, 1.0),
 }
+
+PATHS = ("compilation_cache", "dataset.data_dir", "dataset.cache_dir")
 
 _CIFAR = {  # depth stays 8: at 20 the plain product overflows in its first epoch, also at a tenth of the rate
     "epochs": 200,
@@ -241,8 +249,10 @@ def check(config: ConfigDict) -> None:
         if key in RANGES and value is not None:
             low, high = RANGES[key]
             for number in value if isinstance(value, tuple) else (value,):
-                if not (math.isfinite(number) and low <= number <= high):
-                    raise ConfigError(f"config.{key}={value!r}: must lie in [{low}, {high}]")
+                if not low <= number <= high:  # NaN and infinity neither
+                    raise ConfigError(f"config.{key}={_shown(value)}: must lie in [{low}, {high}]")
+        if key in PATHS:
+            usable_path(f"config.{key}", value)
     _check_depth(config.model)
     if config.dataset.classes == 1:
         raise ConfigError("config.dataset.classes=1: there is nothing to classify; 0 takes all classes")
@@ -254,15 +264,31 @@ def check(config: ConfigDict) -> None:
         raise ConfigError(
             f"config.schedule.warmup={config.schedule.warmup}: onecycle rises during it; use a share such as 0.3"
         )
-    if not config.name or not set(config.name) <= _NAME_CHARACTERS or config.name.startswith("."):
-        raise ConfigError(f"config.name={config.name!r}: use letters, digits, '.', '_' and '-'; it names a directory")
+    if not _NAME.fullmatch(config.name):
+        raise ConfigError(
+            f"config.name={config.name!r}: use at most 100 letters, digits, '_', '-' and, but not first, '.'; "
+            "it names a directory"
+        )
     if config.early_stopping and not config.dataset.validation:
         raise ConfigError("config.early_stopping needs a validation split: set config.dataset.validation=0.1")
     if config.schedule.name == "step" and tuple(sorted(set(config.schedule.milestones))) != config.schedule.milestones:
         raise ConfigError(f"config.schedule.milestones={config.schedule.milestones}: must increase")
 
 
-_NAME_CHARACTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+def usable_path(what: str, text: str) -> Path:
+    """`text` with a leading ~ expanded; a ConfigError that begins with `what` if nothing can be stored there."""
+    try:
+        path = Path(text).expanduser()
+        name = str(path).encode()
+        # Systems end a name after 255 bytes and a path after 1024 or 4096, which files in it must not reach.
+        if b"\0" not in name and len(name) <= 800 and max(map(len, name.split(b"/"))) <= 255:
+            return path
+    except (RuntimeError, UnicodeError):  # the ~ of an unknown user; not UTF-8, which orbax needs
+        pass
+    raise ConfigError(f"{what}={text!r}: not a path that can be used")
+
+
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 
 
 def _check_type(key: str, value, reference) -> None:
@@ -272,7 +298,14 @@ def _check_type(key: str, value, reference) -> None:
     if kind is float and type(value) is int:
         return
     if type(value) is not kind or (kind is tuple and not all(type(v) in (int, float) for v in value)):
-        raise ConfigError(f"config.{key}={value!r}: must be {_article(kind)}")
+        raise ConfigError(f"config.{key}={_shown(value)}: must be {_article(kind)}")
+
+
+def _shown(value) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # Python prints no integer of more than 4300 digits, which a hexadecimal one may have
+        return "a huge number"
 
 
 def _article(kind: type) -> str:

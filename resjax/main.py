@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
         startup.start(config, distributed)
         return _run(config, workdir)
     except ConfigError as e:
-        print("error:", " ".join(str(e).split()), file=sys.stderr)
+        print("error:", e, file=sys.stderr)
         return 2
     except OSError as e:
         print("error:", e, file=sys.stderr)

@@ -43,6 +43,16 @@ def test_the_base_config_is_allowed():
     ({"optimizer.gate_bias_decay": "to1", "optimizer.weight_decay": 0.0}, "weight_decay"),
     ({"optimizer.momentum": 1.0}, "must lie in"),
     ({"dpeth": 3}, "unknown key"),
+    ({"seeds": 10**400}, "must lie in"),
+    ({"seeds": 16**9000}, "a huge number: must lie in"),
+    ({"schedule.milestones": (16**9000,)}, "a huge number: must lie in"),
+    ({"schedule.milestones": (float("nan"),)}, "must lie in"),
+    ({"name": 101 * "a"}, "at most 100 letters"),
+    ({"compilation_cache": "~no_such_user/x"}, "config.compilation_cache='~no_such_user/x': not a path"),
+    ({"dataset.data_dir": "a\0b"}, "config.dataset.data_dir=.*: not a path"),
+    ({"dataset.cache_dir": "\udcff"}, "config.dataset.cache_dir=.*: not a path"),
+    ({"dataset.cache_dir": 256 * "a"}, "not a path"),
+    ({"dataset.cache_dir": 900 * "a/"}, "not a path"),
 ])  # fmt: skip
 def test_refusals_are_one_line(change, words):
     with pytest.raises(ConfigError, match=words) as e:
@@ -50,17 +60,29 @@ def test_refusals_are_one_line(change, words):
     assert "\n" not in str(e.value)
 
 
+def test_an_error_is_one_printable_line_whatever_it_quotes():
+    assert str(ConfigError("bad\n  value\x1b[2J\u202e \udcff")) == r"bad value\x1b[2J\u202e \udcff"
+    long = str(ConfigError("first " + 10_000 * "x" + " last"))
+    assert len(long) < 2100 and long.startswith("first ") and long.endswith(" last")
+
+
+def test_a_home_is_expanded_in_paths(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert config_lib.usable_path("--workdir", "~/runs") == Path("/home/me/runs")
+
+
 def test_every_rule_names_an_existing_key():
     keys = set(config_lib.flat(config_lib.base()))
     assert set(config_lib.RANGES) <= keys and set(config_lib.CHOICES) <= keys
-    assert set(config_lib.ALIASES.values()) <= keys
+    assert set(config_lib.ALIASES.values()) | set(config_lib.PATHS) <= keys
     assert all(set(preset) <= keys for preset in config_lib.PRESETS.values())
 
 
 def test_every_number_has_a_range_and_every_word_a_check():
-    free = {"name", "dataset.name", "dataset.data_dir", "dataset.cache_dir", "model.merge"}  # checked elsewhere
+    free = {"name", "dataset.name", "model.merge", *config_lib.PATHS}  # checked elsewhere
     for key, value in config_lib.flat(config_lib.base()).items():
-        assert key in free or key in (config_lib.CHOICES if isinstance(value, str) else config_lib.RANGES), key
+        rules = config_lib.CHOICES if isinstance(value, str) else config_lib.RANGES
+        assert key in free or key in rules or isinstance(value, bool), key
 
 
 @pytest.mark.parametrize("preset", config_lib.PRESETS)

@@ -1,10 +1,14 @@
 """The command line: what it prints, its exit codes, and that a refused run leaves nothing behind."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from resjax import command_line
+from resjax.config import ConfigError
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--config.epochs=1", "--config.seeds=2", "--config.model.name=mlp", "--config.dataset.train_size=128"]
@@ -56,6 +60,65 @@ def test_bad_input_is_one_line_and_exit_code_two(tmp_path, arguments, words):
     assert done.returncode == 2, done.stdout + done.stderr
     assert len(done.stderr.splitlines()) == 1 and words in done.stderr, done.stderr
     assert "Traceback" not in done.stdout and not (tmp_path / "runs").exists()
+
+
+MUL = f"--config={ROOT}/configs/mul.py"
+in_process = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # config_flags calls it
+
+
+@in_process
+@pytest.mark.parametrize("arguments, line", [
+    ([MUL + ":cifar11"], "unknown preset 'cifar11': choose from .*"),  # the file's own words and no more
+    ([MUL, "--config.seeds=0x" + 9000 * "f"], "config.seeds=a huge number: must lie in .*"),
+    ([MUL, "--config.schedule.milestones=1if 2else 3"], "config.schedule.milestones=.*: must be a tuple of numbers"),
+    ([MUL, "--config.schedule.milestones=" + 20_000 * "-"], ".* nested too deeply|config.schedule.milestones.*"),
+    ([MUL, "--config.depth=3"], "config.depth: no such entry; did you mean config.model.depth.*"),
+    ([MUL, "--config.model=3"], "config.model: no such entry; did you mean config.model.*"),
+    ([MUL, "--config.__class__.__doc__=x"], "config.__class__.__doc__: no such entry.*"),
+    ([MUL, MUL], "--config is given twice"),
+    (["--config.seeds=3"], "no --config: try .*"),
+    (["--config", "no/such.py"], "--config: .*No such file.*'no/such.py'"),
+    ([f"--config={ROOT}"], "--config: .*Is a directory.*"),
+    (["--config=" + 300 * "a"], "--config: .*name too long.*"),
+    ([MUL, "--v=3"], "Unknown command line flag 'v'.*"),  # absl's own
+    ([MUL, f"--flagfile={sys.executable}"], "--config: UnicodeDecodeError: .*"),
+    ([MUL, "--workdir=" + 256 * "a"], "--workdir='a*': not a path.*"),
+], ids=lambda value: str(value)[:60])  # fmt: skip
+def test_what_is_wrong_with_the_flags(arguments, line):
+    with pytest.raises(ConfigError) as error:
+        command_line.parse(["main.py", *arguments])
+    assert re.fullmatch(line, str(error.value))
+
+
+@in_process
+@pytest.mark.parametrize("code, line", [
+    ("def get_config(preset=''): return len(3)", "--config: TypeError: object of type 'int' has no len()"),
+    ("def get_config(preset=''): return int(preset or 'x')", "--config: ValueError: invalid literal for int() .*"),
+    ("def get_config(preset=''): return float(10**400)", "--config: OverflowError: .*"),
+    ("def get_config(preset=''): return b'\\xff'.decode()", "--config: UnicodeDecodeError: .*"),
+    ("def get_config(preset=''): raise KeyError", "--config: KeyError:"),
+    ("def get_config(preset=''): open('/no/such')", "--config: .*No such file.*'/no/such'"),
+    ("def get_config(preset=''): pass", "--config: get_config() returned None.*"),
+    ("def get_config(preset=''): return 3", "--config: get_config() returned 3.*"),
+    ("from ml_collections import *\ndef get_config(): return ConfigDict({1: 2, 'a': 3})", "--config: TypeError: .*"),
+    ("def get_config(:", "--config: SyntaxError: .*"),
+    ("seeds = 3", "--config: AttributeError: .*get_config.*"),
+])  # fmt: skip
+def test_what_is_wrong_with_a_config_file(tmp_path, monkeypatch, code, line):
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # what config_flags makes of a file; it adds to it
+    file = tmp_path / "own.py"
+    file.write_text(code + "\n")
+    with pytest.raises(ConfigError) as error:
+        command_line.parse(["main.py", f"--config={file}"])
+    assert re.fullmatch(line.replace("()", r"\(\)"), str(error.value))
+
+
+@in_process
+def test_each_command_line_is_parsed_on_its_own():
+    config, workdir, _ = command_line.parse(["main.py", MUL, "--config.seeds=3", "--workdir=elsewhere"])
+    assert (config.seeds, workdir) == (3, "elsewhere")
+    config, workdir, _ = command_line.parse(["main.py", MUL])
+    assert (config.seeds, workdir) == (8, "runs")
 
 
 def test_a_workdir_that_cannot_be_written(tmp_path):

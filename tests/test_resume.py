@@ -242,14 +242,14 @@ def test_compiled_programs_are_kept_where_no_one_else_can_write(tmp_path, monkey
     before = jax.config.jax_compilation_cache_dir
     try:
         jax.config.update("jax_compilation_cache_dir", None)
-        startup._keep_compiled_programs("none")
+        startup.keep_compiled_programs("none")
         assert jax.config.jax_compilation_cache_dir is None
-        startup._keep_compiled_programs(config.compilation_cache)
+        startup.keep_compiled_programs(config.compilation_cache)
         assert jax.config.jax_compilation_cache_dir == config.compilation_cache
         assert (tmp_path / "compiled").stat().st_mode & 0o777 == 0o700
         jax.config.update("jax_compilation_cache_dir", None)
         (tmp_path / "compiled").chmod(0o777)
-        startup._keep_compiled_programs(config.compilation_cache)
+        startup.keep_compiled_programs(config.compilation_cache)
         assert jax.config.jax_compilation_cache_dir is None and "others can write to it" in capsys.readouterr().err
     finally:
         jax.config.update("jax_compilation_cache_dir", before)

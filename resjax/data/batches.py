@@ -48,7 +48,10 @@ def steps_per_epoch(train_size: int, batch_size: int) -> int:
       ConfigError: the set is smaller than a batch.
     """
     if batch_size > train_size:
-        raise ConfigError(f"config.batch_size={batch_size}: there are only {train_size} training images")
+        raise ConfigError(
+            f"config.batch_size={batch_size}: there are only {train_size} training images, "
+            "after config.dataset.train_size, classes and validation"
+        )
     return train_size // batch_size
 
 

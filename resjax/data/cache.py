@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from resjax.config import ConfigError
+from resjax.config import ConfigError, usable_path
 
 Source = dict[str, dict[str, np.ndarray]]  # split -> feature -> array: ["train"]["image"] is uint8 NxHxWxC
 _SUMS = "SHA256SUMS"  # in the format of sha256sum, which can check it too
@@ -50,8 +50,8 @@ def cached(key: str, decode: Callable[[], Source], cache_dir: str = "") -> Sourc
 
 def _root(cache_dir: str) -> Path:
     if cache_dir:
-        return Path(cache_dir).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "resjax"
+        return usable_path("config.dataset.cache_dir", cache_dir)
+    return usable_path("XDG_CACHE_HOME", os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "resjax"
 
 
 def _warn(what: str, error: OSError) -> None:

@@ -14,7 +14,7 @@ from resjax.data import subsets
 from resjax.data.cache import Source
 from resjax.theory import targets
 
-_NAME = re.compile(r"cube(\d+)_degree(\d+)")
+_NAME = re.compile(r"cube(\d{1,9})_degree(\d{1,9})")  # int() reads no more than 4300 digits
 _TEST = 0.25
 _SPLIT_SEED = 0  # a constant of the data set
 # Of the whole cube: the pixels of a random part would be a little off 0 and 1.

@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import hashlib
 import importlib.util
+import io
 import os
 import re
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from absl import logging
 from rich.console import Console
 from rich.progress import Progress
 
-from resjax.config import PRESETS, ConfigError
+from resjax.config import PRESETS, ConfigError, usable_path
 from resjax.data.cache import Source, cached
 
 # name, name/variant, name:1.2.3. Other forms, such as huggingface:name, make TFDS reach for the network.
@@ -56,11 +57,15 @@ def load(name: str, data_dir: str = "", cache_dir: str = "") -> Source:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """TFDS warns of missing variants and of OpenCV; the errors here say what matters."""
+    """TFDS warns of missing variants and of OpenCV, and prints a notice where a set needs TensorFlow.
+
+    The errors here say what matters.
+    """
     before = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
     finally:
         logging.set_verbosity(before)
 
@@ -70,7 +75,7 @@ def _builder(name: str, data_dir: str):
 
     # Passed on explicitly: TFDS itself reads the variable only once, when it is imported.
     root = data_dir or os.environ.get("TFDS_DATA_DIR") or tfds.core.constants.DATA_DIR
-    root = str(Path(root).expanduser())
+    root = str(usable_path("TFDS_DATA_DIR", root))
     try:
         if not _NAME.fullmatch(name):
             raise tfds.core.DatasetNotFoundError

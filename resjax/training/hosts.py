@@ -31,7 +31,7 @@ def connect(spec: str) -> None:
         try:
             address, count, index = spec.split(",")
             explicit = {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
-            if not address.rpartition(":")[2].isdigit() or not 0 <= int(index) < int(count):
+            if not address.rpartition(":")[2].isdigit() or not 0 <= int(index) < int(count) < 2**31:
                 raise ValueError
         except ValueError:
             raise ConfigError(f"--distributed={spec}: use auto, or HOST:PORT,PROCESSES,INDEX") from None

@@ -23,7 +23,7 @@ from resjax.config import ConfigError
 from resjax.data import batches
 from resjax.data.dataset import Dataset, Split, load
 from resjax.models import build
-from resjax.training import history, hosts, optim, rundir, step
+from resjax.training import history, hosts, optim, rundir, startup, step
 from resjax.training.checkpoint import Checkpoints
 from resjax.training.interrupt import Interrupted, StopSignals
 from resjax.training.mesh import Replicas
@@ -60,6 +60,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Path:
         Checkpoints(path / "checkpoints", config.checkpoint_keep) as checkpoints,
     ):
         hosts.on_first(lambda: opened.enter_context(run) and None)
+        startup.keep_compiled_programs(config.compilation_cache)  # first now: a refused run writes nothing
         _Run(task, dataset, replicas, run, checkpoints, signals).train()
     return path
 
@@ -70,6 +71,8 @@ def make_task(config: ConfigDict, dataset: Dataset) -> step.Task:
     if config.dataset.crop_padding >= pixels:
         raise ConfigError(f"config.dataset.crop_padding={config.dataset.crop_padding}: the images have {pixels} pixels")
     steps = config.epochs * batches.steps_per_epoch(size, config.batch_size)
+    if steps >= 2**31:
+        raise ConfigError(f"config.epochs={config.epochs}: {steps} steps in all; at most {2**31 - 1} can be counted")
     axis_name = "batch" if config.parallel == "pmap" else None
     return step.Task(
         config=config,

@@ -150,7 +150,10 @@ def write_json(path: Path, content: dict) -> None:
 def read_status(path: Path) -> dict:
     """status.json of a run directory; {} where there is none."""
     file = path / "status.json"
-    return _read_json(file) if file.exists() else {}
+    try:
+        return _read_json(file) if file.exists() else {}
+    except OSError as e:  # of exists(): the directory can't be entered
+        raise ConfigError(f"cannot read {file}: {e.strerror}; choose another --workdir") from None
 
 
 def _read_json(file: Path) -> dict:

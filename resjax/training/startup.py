@@ -1,15 +1,15 @@
-"""What has to be settled before JAX starts: CPU devices, the compilation cache, reproducible bits, other hosts."""
+"""What has to be settled before JAX computes: CPU devices, reproducible bits, other hosts, the compilation cache."""
 
 import math
 import os
 import stat
 import sys
 import warnings
-from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
+from resjax import config as config_lib
 from resjax.training import hosts
 
 
@@ -17,7 +17,7 @@ def start(config: ConfigDict, distributed: str = "") -> None:
     """Prepares JAX for runs of `config`; the first call of a process, before anything is computed.
 
     Args:
-      config: parallel, seeds, deterministic and compilation_cache are read.
+      config: parallel, seeds and deterministic are read.
       distributed: see `hosts.connect`.
 
     Raises:
@@ -29,7 +29,6 @@ def start(config: ConfigDict, distributed: str = "") -> None:
     if config.parallel == "jit" and "xla_force_host_platform_device_count" not in flags:
         # Small nets leave cores idle within one operation; with a device a core, each trains replicas of its own.
         jax.config.update("jax_num_cpu_devices", math.gcd(config.seeds, cores()))
-    _keep_compiled_programs(config.compilation_cache)
     hosts.connect(distributed)
 
 
@@ -38,15 +37,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _keep_compiled_programs(directory: str) -> None:
+def keep_compiled_programs(directory: str) -> None:
     """Turns on JAX's persistent compilation cache, unless the user has set one up.
 
     What lies there is executed: a directory that others can write to is not used.
     """
     if directory == "none" or jax.config.jax_compilation_cache_dir:
         return
-    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "resjax" / "compiled"
-    path = Path(directory or default).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    path = config_lib.usable_path("config.compilation_cache", directory or f"{cache}/resjax/compiled")
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         found = path.stat()
