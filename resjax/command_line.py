@@ -50,7 +50,8 @@ def _parse(argv: list[str]) -> tuple[ConfigDict, str, str]:
         rest = values(argv)[1:]
     if rest:
         raise ConfigError(
-            f"unexpected argument {rest[0]!r}: options are --config=FILE, --config.KEY=VALUE, --workdir=DIR, --distributed=SPEC"
+            f"unexpected argument {rest[0]!r}: options are --config=FILE, --config.KEY=VALUE, --workdir=DIR "
+            "and --distributed=SPEC"
         )
     config = config_flag.value
     if not hasattr(config, "items"):  # raises what kept the file from being read, if anything did

@@ -185,7 +185,7 @@ def test_batches_run_inside_a_compiled_loop_under_strict_settings():
 
 
 def test_sizes_that_do_not_fit_end_in_one_line():
-    with pytest.raises(ConfigError, match="only 24 training images"):
+    with pytest.raises(ConfigError, match="only 24 training images, after config.dataset.train_size"):
         batches.steps_per_epoch(N, 25)
     with pytest.raises(ConfigError, match="does not divide over 3 devices"):
         batches.shard(plan_of(section()), 0, 3)

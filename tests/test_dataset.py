@@ -250,3 +250,9 @@ def test_cache_follows_xdg(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     cache.cached("set", source)
     assert (tmp_path / "resjax" / "set" / "SHA256SUMS").exists()
+
+
+def test_a_cache_that_no_path_leads_to_is_refused(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "~no_such_user")
+    with pytest.raises(ConfigError, match="XDG_CACHE_HOME='~no_such_user': not a path"):
+        cache.cached("set", never)

@@ -1,5 +1,7 @@
 """The empirical kernel against explicit Jacobians and neural-tangents, in every layout its blocks can take."""
 
+from functools import cache, partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -32,11 +34,16 @@ def problem():
     return params, jax.random.normal(keys[3], (11, 5)), jax.random.normal(keys[4], (7, 5))
 
 
+@partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})  # compiles faster
+def whole_jacobian(f, params, x):
+    return jax.jacobian(f)(params, x)
+
+
 def explicit(f, params, x1, x2):
     """[n1, n2, C, C] in float64 from whole Jacobians."""
     rows = []
     for x in (x1, x2):
-        jacobian = jax.tree.leaves(jax.jit(jax.jacobian(f))(params, x))
+        jacobian = jax.tree.leaves(whole_jacobian(f, params, x))
         rows.append(np.concatenate([np.asarray(leaf, float).reshape(*leaf.shape[:2], -1) for leaf in jacobian], 2))
     return np.einsum("icp,jdp->ijcd", *rows)
 
@@ -107,6 +114,7 @@ def test_neural_tangents_agrees(problem, implementation, mode):
     close(empirical_ntk(dense, params, x1, x2, mode=mode, implementation=implementation), ours)
 
 
+@cache
 def small_resnet(merge, **entries):
     config = base.base()
     config.model.update({"merge": merge, "width": 4} | entries)
@@ -123,19 +131,19 @@ def test_our_mlp_agrees_with_neural_tangents():
 
 def test_calibrated_statistics_are_those_of_the_batch():
     net, variables, x = small_resnet("mul")
-    frozen_logits = net.apply(variables, x)
-    train_logits, _ = net.apply(variables, x, train=True, mutable=["batch_stats"])
-    np.testing.assert_allclose(frozen_logits, train_logits, rtol=2e-4, atol=2e-4)
+    logits = jax.jit(net.apply)
+    train_logits, _ = jax.jit(partial(net.apply, train=True, mutable=["batch_stats"]))(variables, x)
+    np.testing.assert_allclose(logits(variables, x), train_logits, rtol=2e-4, atol=2e-4)
     plain = net.init(jax.random.key(2), x)
-    assert not np.allclose(net.apply(plain, x), train_logits, atol=1e-2)
-    without = small_resnet("mul", norm="ln")
+    assert not np.allclose(logits(plain, x), train_logits, atol=1e-2)
+    without = small_resnet("mul", name="mlp", norm="ln")
     assert calibrated(without[0], without[1], x) is without[1]
 
 
 def test_replicas_share_a_compilation():
     from resjax.ntk.factors import factors
 
-    net, variables, x = small_resnet("add")
+    net, variables, x = small_resnet("mul_bn1", name="mlp", depth=6, width=16)
     empirical_ntk(*frozen(net, variables), x)
     compiled = factors._cache_size()
     empirical_ntk(*frozen(net, jax.tree.map(lambda leaf: 2 * leaf, variables)), x)

@@ -1,5 +1,7 @@
 """Kernels at infinite width against stax, against quadrature, and against wide nets of resjax.models."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -211,6 +213,11 @@ WIDTH, DRAWS = 256, 64
 ANGLES = np.array([0, 0.25, 0.6, 1.2, 1.8, 2.9])
 
 
+@partial(jax.jit, static_argnames="shape")  # compiled once for all nets that have a matrix of this shape
+def normals(keys, shape):
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+
 def wide_kernels(merge, depth, norm, scale):
     """NTKs [DRAWS, 6, 6] of resjax's mlp on the unit circle, for the standard normal numbers behind its matrices."""
     model = base().model
@@ -226,13 +233,10 @@ def wide_kernels(merge, depth, norm, scale):
         weights = {path: std[path] * normal for path, normal in zip(layers, normals, strict=True)}
         return net.apply({"params": jax.tree.map_with_path(lambda path, leaf: weights.get(path, leaf), params)}, x)
 
-    @jax.jit
-    def draw(key):
-        keys = jax.random.split(key, len(layers))
-        return [jax.random.normal(key, shape) for key, shape in zip(keys, layers.values(), strict=True)]
-
     f, keys = Partial(apply), jax.random.split(jax.random.key(1), DRAWS)
-    return np.stack([empirical_ntk(f, draw(key), x)[:, :, 0, 0] for key in keys])
+    keys = jax.vmap(lambda key: jax.random.split(key, len(layers)))(keys)
+    drawn = [np.asarray(normals(keys[:, i], shape)) for i, shape in enumerate(layers.values())]
+    return np.stack([empirical_ntk(f, list(one), x)[:, :, 0, 0] for one in zip(*drawn, strict=True)])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """The nets: parameter counts, identity, degree, axes, and agreement of compiled and plain evaluation."""
 
+from functools import cache
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +12,7 @@ from resjax import config as config_lib
 from resjax.config import ConfigError
 from resjax.models import gates
 from resjax.models.build import build
+from resjax.models.layers import he_init
 from resjax.models.merges import MERGES
 
 # Parameters of `add`, and those of the others beyond it: ResNet-8 on digits, ResNet-20 and ResNet-18 on CIFAR-10, and
@@ -113,6 +117,7 @@ def zero_branch(params):
 @pytest.mark.parametrize("merge", MERGES)
 def test_a_block_with_a_zero_branch_is_the_identity_where_the_catalogue_says_so(merge, name):
     net, x = make(merge=merge, name=name, activation="none")  # so that the block's input has both signs
+    net = net.clone(stages=net.stages[:1])
     x = jax.random.normal(jax.random.key(1), (4, *x.shape[1:]))
     variables = net.init(jax.random.key(0), x)
     variables = variables | {"params": zero_branch(variables["params"])}
@@ -174,13 +179,17 @@ def test_products_without_activations_have_degree_two_to_the_blocks(merge, name,
     ids=str,
 )
 def test_every_axis_gives_finite_logits_of_another_net(axis):
-    x = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
-    outputs = []
-    for model in ({}, axis):
-        net, _ = make(merge="mul_bn1", **model)
-        outputs.append(net.apply(net.init(jax.random.key(0), x), x, train=True, mutable=["batch_stats"])[0])
+    outputs = train_logits(), train_logits(**axis)
     assert outputs[1].shape == (4, 10) and np.isfinite(outputs[1]).all()
     assert not np.allclose(*outputs)
+
+
+@cache
+def train_logits(**model):
+    """[4, 10] of a fresh net on fixed images."""
+    x = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
+    net, _ = make(merge="mul_bn1", **model)
+    return net.apply(net.init(jax.random.key(0), x), x, train=True, mutable=["batch_stats"])[0]
 
 
 def test_granularity_sets_the_shape_of_the_gate():
@@ -200,11 +209,19 @@ def test_simam_never_closes():
 def test_the_highway_gate_starts_nearly_closed():
     x = jax.random.normal(jax.random.key(1), (64, 8, 8, 1))
     net, _ = make(merge="highway", width=64)
+    net = net.clone(stages=net.stages[:1])
     variables = net.init(jax.random.key(0), x)
     keep = {"capture_intermediates": lambda module, _: isinstance(module, gates.TransformGate)}
     _, state = net.apply(variables, x, train=True, mutable=["batch_stats", "intermediates"], **keep)
     t = state["intermediates"]["stage1_block1"]["merge"]["transform_gate"]["__call__"][0]
     assert np.mean(t) == pytest.approx(0.0040, rel=0.1)  # E sig(N(-6, 1))
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 4, 8), (1, 1, 8, 4), (12, 5)])
+def test_weights_are_those_of_the_librarys_he_init(shape):
+    key = jax.random.key(7)
+    expected = nn.initializers.variance_scaling(2.0, "fan_in", "normal")(key, shape)
+    np.testing.assert_array_equal(he_init(key, shape), expected)
 
 
 def test_paired_inits_share_every_tensor_of_equal_shape():

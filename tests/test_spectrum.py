@@ -93,7 +93,7 @@ def trained_kernel(tmp_path_factory):
 def test_reopened_run_has_its_beginning_and_its_end(trained_kernel):
     run = trained_kernel[0]
     assert run.seeds == [0]
-    start = run.task.net.init(jax.random.fold_in(jax.random.key(0), 0), jnp.zeros((1, 8, 8, 1)))
+    start = jax.jit(run.task.net.init)(jax.random.fold_in(jax.random.key(0), 0), jnp.zeros((1, 8, 8, 1)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), run.initial[0]["params"], start["params"])
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), run.initial[0], run.final[0])
     assert min(jax.tree.leaves(moved)) > 0

