@@ -61,6 +61,7 @@ def place(tmp_path_factory):
             patch.setattr(module, "load", functools.lru_cache(module.load))
         for name in ("HOME", "XDG_CACHE_HOME", "TFDS_DATA_DIR"):
             patch.setenv(name, str(home))
+        patch.setattr(tempfile, "tempdir", str(home))  # TFDS leaves an empty directory there for each set
         patch.chdir(place)
         for name, text in FILES.items():
             (home / name).write_text(text)
