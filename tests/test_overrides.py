@@ -9,6 +9,7 @@ import functools
 import io
 import os
 import shutil
+import tempfile
 import sys
 from pathlib import Path
 
