@@ -9,8 +9,8 @@ import functools
 import io
 import os
 import shutil
-import tempfile
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest

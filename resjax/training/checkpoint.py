@@ -109,24 +109,25 @@ class Checkpoints:
         Raises:
           ConfigError: there are steps but none is good, or the newest does not fit `like`.
         """
-        found = hosts.on_first(lambda: self._examine())
+        arrays = flatten(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like))
+        found = hosts.on_first(lambda: self._restore_into(arrays))
         if found is None:
             return None
         self._newest, epoch = found
-        arrays = flatten(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like))
-        if hosts.is_first():
-            arrays = _fit(_arrays(self._path / str(self._newest)), arrays, self._path)
         return Saved(self._newest, epoch, unflatten(hosts.of_first(arrays), like))
 
-    def _examine(self) -> tuple[int, int] | None:
+    def _restore_into(self, arrays: dict[str, np.ndarray]) -> tuple[int, int] | None:
+        """Replaces `arrays` by those of the newest good step; returns it and its epoch."""
         good, bad = newest_good(self._path)
         if good is None:
             return None
+        place = self._path / str(good)
+        arrays |= _fit(_arrays(place), arrays, self._path)
         for step in bad:  # out of the way of the same step saved anew
-            place = self._path / f"{step}.damaged"
-            shutil.rmtree(place, ignore_errors=True)
-            (self._path / str(step)).rename(place)
-        return good, _read_seal(self._path / str(good))["epoch"]
+            aside = self._path / f"{step}.damaged"
+            shutil.rmtree(aside, ignore_errors=True)
+            (self._path / str(step)).rename(aside)
+        return good, _read_seal(place)["epoch"]
 
 
 def read(path: Path, like: Any) -> Saved | None:
