@@ -5,6 +5,7 @@ A cell is one config. Its run is found again by its hash: the same command conti
 
 import argparse
 import ast
+import contextlib
 import os
 import shlex
 import sys
@@ -260,7 +261,8 @@ def header(module: str, argv: Sequence[str], outcomes: Sequence[Outcome], second
 def exit_code(error: ConfigError | KeyboardInterrupt) -> int:
     """Says in one line why a study ended early; returns the exit code."""
     if isinstance(error, KeyboardInterrupt):
-        print("stopped; the same command continues", file=sys.stderr)
+        with contextlib.suppress(OSError):  # who read this may be gone, as `tee` is after Ctrl-C
+            print("stopped; the same command continues", file=sys.stderr)
         return interrupt.exit_code(error)
     print("error:", " ".join(str(error).split()), file=sys.stderr)
     return 2

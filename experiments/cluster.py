@@ -20,6 +20,8 @@ from resjax.training.interrupt import Interrupted, StopSignals
 
 DAY = 24 * 60  # minutes
 POLL_SECONDS = 0.5
+RETRY_SECONDS = 20  # after a submission that was refused
+GIVE_UP_SECONDS = 600  # of refusals while nothing runs
 STOP_SECONDS = 90  # in which a job that was told to stop should have saved
 
 
@@ -65,22 +67,26 @@ class Cluster:
         """Submits `jobs`; if this process is told to stop, so are they, and Interrupted is raised."""
         if not jobs:
             return
-        waiting, limit, executor = dict(jobs), self._limit, self._executor()
+        waiting, executor = dict(jobs), self._executor()
         out: dict[str, Submitted] = {}
+        pause, failing_since = 0.0, None
         with StopSignals() as signals:
             try:
                 while waiting or out:
-                    while waiting and len(out) < limit and not signals.received:
+                    while waiting and len(out) < self._limit and time.monotonic() > pause and not signals.received:
                         label = next(iter(waiting))
                         try:
                             out[label] = self._submit(executor, label, waiting[label])
-                        except (OSError, RuntimeError) as error:
-                            if not out:
+                        except (OSError, RuntimeError) as error:  # as many as one may have here, or out of order
+                            now = time.monotonic()
+                            failing_since = failing_since or now
+                            if not out and (len(waiting) == len(jobs) or now - failing_since > GIVE_UP_SECONDS):
                                 line = " ".join(str(error).split())
                                 raise ConfigError(f"a job can't be submitted: {line}") from None
-                            limit = len(out)  # as many as one user may have here
+                            pause = now + RETRY_SECONDS
                         else:
                             del waiting[label]
+                            failing_since = None
                     for label in list(out):
                         yield from out[label].changes()
                         if out[label].ended:

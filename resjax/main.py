@@ -11,6 +11,7 @@ finished one alone. Exit code 1: a replica diverged, or the disk is full; 2: bad
 stopped by signal n, with all that was done saved.
 """
 
+import contextlib
 import logging
 import os
 import sys
@@ -43,7 +44,8 @@ def main(argv: list[str]) -> int:
         print("error:", e, file=sys.stderr)
         return 1
     except KeyboardInterrupt as e:
-        print("interrupted: the same command continues", file=sys.stderr)
+        with contextlib.suppress(OSError):  # who read this may be gone, as `tee` is after Ctrl-C
+            print("interrupted: the same command continues", file=sys.stderr)
         return exit_code(e)
 
 

@@ -33,13 +33,17 @@ def finish(*processes):
     return [process.returncode for process in processes], said
 
 
-def together(workdir, *arguments):
-    """Two processes with four devices each."""
+def specs():
+    """What tells each of two processes where the other is."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    specs = [f"--distributed=127.0.0.1:{port},2,{index}" for index in (0, 1)]
-    return [start(workdir, 4, spec, *arguments) for spec in specs]
+    return [f"127.0.0.1:{port},2,{index}" for index in (0, 1)]
+
+
+def together(workdir, *arguments):
+    """Two processes with four devices each."""
+    return [start(workdir, 4, f"--distributed={spec}", *arguments) for spec in specs()]
 
 
 def rows_of(workdir):
@@ -94,7 +98,7 @@ def test_processes_stop_together_and_one_alone_continues(tmp_path):
     reached = len(rows_of(tmp_path))
     assert json.loads(next(tmp_path.glob("*/status.json")).read_text())["status"] == "interrupted"
     codes, said = finish(start(tmp_path, 1, "--config.epochs=100"))
-    assert codes == [0] and "now device_count 1 (began with 8), processes 1 (began with 2)" in said[0]
+    assert codes == [0] and "device_count 1 (began with 8), processes 1 (began with 2)" in said[0]
     rows = rows_of(tmp_path)
     assert 4 <= reached < len(rows) == 4 * 100 and [r["epoch"] for r in rows] == sorted(r["epoch"] for r in rows)
 
@@ -105,3 +109,47 @@ def test_bad_input_ends_all_processes_with_one_line(tmp_path):
     assert codes == [2, 2] and all("error: cannot write" in text for text in said)
     codes, said = finish(start(tmp_path, 1, "--distributed=here"))
     assert codes == [2] and "--distributed=here: use auto, or HOST:PORT,PROCESSES,INDEX" in said[0]
+
+
+AGREEMENT = """
+import sys
+import numpy as np
+from resjax.config import ConfigError
+from resjax.training import hosts
+
+hosts.connect(sys.argv[1])
+first = hosts.is_first()
+
+def error_of(call):
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+def fail(kind):
+    raise kind("no good")
+
+mine = np.array([-0.0, 1e-40, np.nan, 3.0] if first else [7.0] * 4, np.float32)
+got = hosts.of_first({"a": mine, "b": np.array(first), "c": np.array(3 if first else 4, np.int32)})
+assert got["a"].tobytes() == np.array([-0.0, 1e-40, np.nan, 3.0], np.float32).tobytes()
+assert got["b"].dtype == bool and got["b"].shape == () and got["b"] and got["c"] == 3
+assert list(hosts.agree((3, 0) if first else (1, 15))) == [3, 15]
+assert hosts.on_first(lambda: ["only", first]) == ["only", True]
+assert error_of(lambda: hosts.on_first(lambda: fail(ConfigError))) == "ConfigError: no good"
+assert error_of(lambda: hosts.on_first(lambda: fail(FileNotFoundError))) == "OSError: no good"
+assert error_of(lambda: hosts.on_first(lambda: fail(ValueError))) == "RuntimeError: no good"
+assert hosts.together(lambda: first) == first
+expected = "ConfigError: process 1 can't take part: see what it said" if first else "KeyError: 'no good'"
+assert error_of(lambda: hosts.together(lambda: None if first else fail(KeyError))) == expected
+"""
+
+
+def test_processes_agree_bit_by_bit_and_fail_together():
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", AGREEMENT, spec], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for spec in specs()
+    ]
+    codes, said = finish(*started)
+    assert codes == [0, 0], said

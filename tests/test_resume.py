@@ -20,11 +20,14 @@ from resjax.training import checkpoint, interrupt, loop, progress, rundir, start
 CONFIG = {"epochs": 6, "checkpoint_seconds": 0.0, "checkpoint_keep": 3}
 
 
+def newest(run):
+    return max((p for p in (run / "checkpoints").iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+
+
 def states_of(run):
-    """Digests of what the run has reached; the sums over an epoch may be saved before or after they are reset."""
-    step = max(int(p.name) for p in (run / "checkpoints").iterdir() if p.name.isdigit())
-    seal = json.loads((run / "checkpoints" / str(step) / checkpoint.SEAL).read_text())
-    return step, {name: digest for name, digest in seal["arrays"].items() if name.startswith("states")}
+    """What the run has reached: the step, the epoch, and the digest of every array."""
+    seal = json.loads((newest(run) / checkpoint.SEAL).read_text())
+    return seal["step"], seal["epoch"], seal["arrays"]
 
 
 def check_same(run, other):
@@ -130,13 +133,13 @@ def test_rows_after_the_checkpoint_are_dropped_and_a_row_cut_short(interrupted, 
 
 
 def test_a_damaged_checkpoint_costs_only_time(interrupted, unbroken, capsys):
-    newest = states_of(interrupted)[0]
-    file = max((interrupted / "checkpoints" / str(newest)).rglob("*"), key=lambda p: p.stat().st_size)
+    damaged = newest(interrupted)
+    file = max(damaged.rglob("*"), key=lambda p: p.stat().st_size)
     whole = file.read_bytes()
     file.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
     run = loop.train(tiny(**CONFIG), interrupted.parent)
     said = capsys.readouterr().err
-    assert f"checkpoints/{newest} is damaged" in said and "using step" in said
+    assert f"{damaged} is damaged" in said and f"using {int(damaged.name) - 1}" in said
     check_same(run, unbroken)
 
 
@@ -221,12 +224,51 @@ def test_what_does_not_change_numbers_may_change(interrupted, unbroken):
 def test_other_versions_are_said_and_recorded(interrupted, capsys):
     file = interrupted / "env.json"
     began = json.loads(file.read_text())
-    began["versions"]["jax"] = "0.9.0"
+    began["versions"]["jax"], began["cores"] = "0.9.0", 77
     file.write_text(json.dumps(began))
     loop.train(tiny(**CONFIG), interrupted.parent)
     now = json.loads(file.read_text())
-    assert f"now jax {jax.__version__} (began with 0.9.0)" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"now jax {jax.__version__} (began with 0.9.0), cores {startup.cores()} (began with 77)" in said
     assert now["versions"]["jax"] == "0.9.0" and now["continued"][0]["versions"]["jax"] == jax.__version__
+
+
+def test_a_kill_before_the_first_seal_costs_only_time(tmp_path, unbroken, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(checkpoint, "_seal", killed)
+        loop.train(tiny(**CONFIG), tmp_path)
+    path = rundir.path_of(tiny(**CONFIG), tmp_path)
+    assert (path / "checkpoints" / "1").exists()  # whole, as far as orbax knows
+    check_same(loop.train(tiny(**CONFIG), tmp_path), unbroken)
+
+
+@pytest.mark.parametrize("harm, words", [
+    (lambda lines: [], "lacks epoch 1 of seed 0"),
+    (lambda lines: lines[:4] + lines[5:], "lacks epoch 2 of seed 0"),
+    (lambda lines: [lines[0], "{", *lines[2:]], "damaged in line 2"),
+    (lambda lines: [lines[0].replace("train", "tr\udcffin"), *lines[1:]], "lacks epoch 1 of seed 0"),
+], ids=["gone", "a line gone", "a line damaged", "a byte damaged"])  # fmt: skip
+def test_metrics_that_were_lost_are_noticed(interrupted, harm, words):
+    file = interrupted / "metrics.jsonl"
+    lines = harm(file.read_text().splitlines())
+    file.write_text("".join(f"{line}\n" for line in lines), errors="surrogateescape")
+    with pytest.raises(ConfigError, match=words):
+        loop.train(tiny(**CONFIG), interrupted.parent)
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(rundir.fcntl, "flock", no_locks)
+    with pytest.raises(ConfigError, match="cannot lock .*: Function not implemented"):
+        loop.train(tiny(), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["status.json", "config.json", "env.json"])

@@ -1,8 +1,9 @@
 """Saving and restoring what a run has reached: the only file that knows orbax.
 
-orbax renames a step into place when it is whole, but a byte that flips later comes back unnoticed. So a step is
-sealed: SEAL.json in it has the SHA-256 of every array as it was in memory, of every file, and of itself. A step
-counts only if all of them agree; the newest such step is used, and the others are named.
+orbax renames a checkpoint into place when it is whole, but a byte that flips later comes back unnoticed. So a step is
+sealed: SEAL.json in it has the SHA-256 of every array as it was in memory, of every file, and of itself. A checkpoint
+counts only if all of them agree; the newest such one is used, and the others are named. They are numbered as they
+come: a run may be saved twice after the same step, before and after the metrics of its epoch are written.
 
 One process writes (the first), in the background; arrays are whole, so that a run may continue on other devices.
 """
@@ -25,6 +26,7 @@ from resjax.config import ConfigError
 from resjax.training import hosts
 
 SEAL = "SEAL.json"
+UNSEALED = ".unsealed"  # a file beside a checkpoint that is being written
 
 
 class Saved(NamedTuple):
@@ -47,7 +49,8 @@ class Checkpoints:
         self._path, self._keep = path.resolve(), keep
         self._writer = ThreadPoolExecutor(1)
         self._pending: Future | None = None
-        self._newest: int | None = None
+        self._count = 0  # the number of the newest
+        self._position: tuple[int, int] | None = None  # step and epoch of the newest
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -73,91 +76,105 @@ class Checkpoints:
         return ocp.CheckpointManager(self._path, options=options)
 
     def save(self, step: int, epoch: int, tree: Any) -> None:
-        """Saves in the background, unless there is this step. Raises OSError if the save before this one failed."""
+        """Saves in the background, unless this is saved. Raises OSError if the save before this one failed."""
         self.wait()
-        if step != self._newest:
+        if (step, epoch) != self._position:
             arrays = flatten(hosts.fetch(tree))
+            self._count += 1
             if hosts.is_first():
-                self._pending = self._writer.submit(self._write, step, epoch, arrays)
-            self._newest = step
+                self._pending = self._writer.submit(self._write, self._count, step, epoch, arrays)
+            self._position = step, epoch
 
     def wait(self) -> None:
         """Returns when all is on disk. Raises OSError, with what to do, if something is not."""
         pending, self._pending = self._pending, None
         hosts.on_first(lambda: pending.result() if pending else None)
 
-    def _write(self, step: int, epoch: int, arrays: dict[str, np.ndarray]) -> None:
+    def _write(self, number: int, step: int, epoch: int, arrays: dict[str, np.ndarray]) -> None:
         import orbax.checkpoint as ocp
 
+        place, unsealed = self._path / str(number), self._path / f"{number}{UNSEALED}"
         try:
             _make_sure_of_room(self._manager.directory, sum(array.nbytes for array in arrays.values()))
-            self._manager.save(step, args=ocp.args.PyTreeSave(arrays))
-            _seal(self._path / str(step), epoch, arrays)
-            for old in sorted(self._manager.all_steps())[: -self._keep]:
-                self._manager.delete(old)
+            unsealed.touch()
+            self._manager.save(number, args=ocp.args.PyTreeSave(arrays))
+            _seal(place, step, epoch, arrays)
+            unsealed.unlink()
         except Exception as error:
-            shutil.rmtree(self._path / str(step), ignore_errors=True)
+            shutil.rmtree(place, ignore_errors=True)
             why = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise OSError(
                 f"the checkpoint of step {step} can't be written to {self._path} ({why}): older ones are untouched, "
                 "and the same command continues from there"
             ) from error
+        for old in _numbers(self._path)[self._keep :]:
+            shutil.rmtree(self._path / str(old), ignore_errors=True)  # what is left of it goes with the next one
 
     def restore(self, like: Any) -> Saved | None:
-        """The newest good step, in the structure of `like`; None if there is no step at all. Bad ones are set aside.
+        """The newest good checkpoint, in the structure of `like`; None if there is none at all. Bad ones are set aside.
 
         Raises:
-          ConfigError: there are steps but none is good, or the newest does not fit `like`.
+          ConfigError: there are some but none is good, or the newest does not fit `like`.
         """
         arrays = flatten(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like))
         found = hosts.on_first(lambda: self._restore_into(arrays))
         if found is None:
             return None
-        self._newest, epoch = found
-        return Saved(self._newest, epoch, unflatten(hosts.of_first(arrays), like))
+        self._count, *position = found
+        self._position = step, epoch = tuple(position)
+        return Saved(step, epoch, unflatten(hosts.of_first(arrays), like))
 
-    def _restore_into(self, arrays: dict[str, np.ndarray]) -> tuple[int, int] | None:
-        """Replaces `arrays` by those of the newest good step; returns it and its epoch."""
+    def _restore_into(self, arrays: dict[str, np.ndarray]) -> tuple[int, int, int] | None:
+        """Replaces `arrays` by those of the newest good one; returns its number, step and epoch."""
+        for left in self._path.glob(f"*{UNSEALED}") if self._path.exists() else ():  # by a process that was killed
+            shutil.rmtree(self._path / left.name.removesuffix(UNSEALED), ignore_errors=True)
+            left.unlink()
         good, bad = newest_good(self._path)
         if good is None:
             return None
         place = self._path / str(good)
         arrays |= _fit(_arrays(place), arrays, self._path)
-        for step in bad:  # out of the way of the same step saved anew
-            aside = self._path / f"{step}.damaged"
+        for number in bad:  # out of the way of the next ones
+            aside = self._path / f"{number}.damaged"
             shutil.rmtree(aside, ignore_errors=True)
-            (self._path / str(step)).rename(aside)
-        return good, _read_seal(place)["epoch"]
+            (self._path / str(number)).rename(aside)
+        seal = _read_seal(place)
+        return good, seal["step"], seal["epoch"]
 
 
 def read(path: Path, like: Any) -> Saved | None:
-    """The newest good step of a run that is only looked at; else as `Checkpoints.restore`."""
-    step, _ = newest_good(path)
-    if step is None:
+    """The newest good checkpoint of a run that is only looked at; else as `Checkpoints.restore`."""
+    number, _ = newest_good(path)
+    if number is None:
         return None
-    place = path.resolve() / str(step)
-    arrays = _fit(_arrays(place), flatten(like), path)
-    return Saved(step, _read_seal(place)["epoch"], unflatten(arrays, like))
+    place = path.resolve() / str(number)
+    arrays, seal = _fit(_arrays(place), flatten(like), path), _read_seal(place)
+    return Saved(seal["step"], seal["epoch"], unflatten(arrays, like))
 
 
 def newest_good(path: Path) -> tuple[int | None, list[int]]:
-    """The newest step that is as it was saved, and the newer ones, which are not and are named on stderr.
+    """The newest checkpoint that is as it was saved, and the newer ones, which are not and are named on stderr.
 
     Raises:
-      ConfigError: there are steps, but none is good.
+      ConfigError: there are some, but none is good.
     """
-    steps = sorted((int(p.name) for p in path.iterdir() if p.name.isdigit()), reverse=True) if path.exists() else []
     flaws: dict[int, str] = {}
-    for step in steps:
-        if not (flaw := _flaw(path / str(step))):
+    for number in _numbers(path):
+        if not (flaw := _flaw(path / str(number))):
             for bad, why in flaws.items():
-                print(f"warning: checkpoint {path / str(bad)} is damaged ({why}); using step {step}", file=sys.stderr)
-            return step, list(flaws)
-        flaws[step] = flaw
+                print(f"warning: checkpoint {path / str(bad)} is damaged ({why}); using {number}", file=sys.stderr)
+            return number, list(flaws)
+        flaws[number] = flaw
     if flaws:
-        reasons = "; ".join(f"step {step}: {flaw}" for step, flaw in flaws.items())
+        reasons = "; ".join(f"{number}: {flaw}" for number, flaw in flaws.items())
         raise ConfigError(f"no checkpoint in {path} is good ({reasons}): to start over, delete {path.parent}")
     return None, []
+
+
+def _numbers(path: Path) -> list[int]:
+    """Of the checkpoints, the newest first."""
+    names = [p.name for p in path.iterdir()] if path.exists() else []
+    return sorted((int(name) for name in names if name.isdigit() and f"{name}{UNSEALED}" not in names), reverse=True)
 
 
 def flatten(tree: Any) -> dict[str, np.ndarray]:
@@ -209,9 +226,10 @@ def _make_sure_of_room(path: Path, size: int) -> None:
         os.posix_fallocate(probe.fileno(), 0, size + 2**20)
 
 
-def _seal(place: Path, epoch: int, arrays: dict[str, np.ndarray]) -> None:
+def _seal(place: Path, step: int, epoch: int, arrays: dict[str, np.ndarray]) -> None:
     files = sorted(p for p in place.rglob("*") if p.is_file())
     seal: dict[str, Any] = {
+        "step": step,
         "epoch": epoch,
         "arrays": {name: _digest_of(array) for name, array in sorted(arrays.items())},
         "files": {str(p.relative_to(place)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files},
@@ -230,11 +248,11 @@ def _read_seal(place: Path) -> dict[str, Any]:
 
 
 def _flaw(place: Path) -> str:
-    """What is wrong with a step; "" if nothing is."""
+    """What is wrong with a checkpoint; "" if nothing is."""
     try:
         seal = _read_seal(place)
     except FileNotFoundError:
-        return f"no {SEAL}: its save was cut short"
+        return f"it has no {SEAL}"
     except (OSError, ValueError):
         return f"{SEAL} is damaged"
     for name, digest in seal["files"].items():

@@ -23,6 +23,17 @@ def diverged(rows: list[dict]) -> dict[int, int]:
     }
 
 
+def gap(rows: list[dict], seeds: list[int], epoch: int, patience: int) -> str:
+    """The first training row that `epoch` epochs should have left and that is not there, in words; "" if none is."""
+    ended = diverged(rows) | stopped(rows, patience)
+    found = {(r["seed"], r["epoch"]) for r in rows if r["split"] == "train"}
+    for seed in seeds:
+        for at in range(1, ended.get(seed, epoch) + 1):
+            if (seed, at) not in found:
+                return f"epoch {at} of seed {seed}"
+    return ""
+
+
 def stopped(rows: list[dict], patience: int) -> dict[int, int]:
     """Seed -> epoch, of the replicas without a lower validation loss for `patience` epochs; 0 stops none."""
     best: dict[int, tuple[float, int]] = defaultdict(lambda: (math.inf, 0))

@@ -55,7 +55,12 @@ def agree(values: tuple[int, ...]) -> np.ndarray:
 
 def of_first(value):
     """What the first process has, a tree of arrays whose shapes and types are the same everywhere."""
-    return value if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(value)
+    if jax.process_count() == 1:
+        return value
+    # As bytes: JAX adds the processes' arrays up, in which -0 becomes 0 and the smallest numbers too.
+    as_bytes = jax.tree.map(lambda a: np.ascontiguousarray(a).reshape(-1).view(np.uint8), value)
+    sent = multihost_utils.broadcast_one_to_all(as_bytes)
+    return jax.tree.map(lambda b, a: np.asarray(b).view(a.dtype).reshape(a.shape), sent, value)
 
 
 def on_first(function: Callable[[], object]) -> object:
@@ -66,15 +71,35 @@ def on_first(function: Callable[[], object]) -> object:
     if is_first():
         try:
             answer = {"result": function()}
-        except (ConfigError, OSError) as error:
-            answer = {"error": str(error), "bad input": isinstance(error, ConfigError)}
+        except Exception as error:
+            answer = {"error": str(error), "kind": next((k for k, e in _KINDS.items() if isinstance(error, e)), "")}
     text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
     length = int(of_first(np.int32(len(text))))
     padded = text if is_first() else np.zeros(length, np.uint8)
     answer = json.loads(np.asarray(of_first(padded)).tobytes())
     if "error" in answer:
-        raise (ConfigError if answer["bad input"] else OSError)(answer["error"])
+        raise _KINDS.get(answer["kind"], RuntimeError)(answer["error"])
     return answer["result"]
+
+
+_KINDS = {"bad input": ConfigError, "system": OSError}
+
+
+def together(function: Callable[[], object]) -> object:
+    """Calls `function` in every process; if it raises in one, all raise, instead of waiting for that one."""
+    if jax.process_count() == 1:
+        return function()
+    result, raised = None, None
+    try:
+        result = function()
+    except Exception as error:
+        raised = error
+    failed = multihost_utils.process_allgather(np.array(raised is not None))
+    if raised is not None:
+        raise raised
+    if failed.any():
+        raise ConfigError(f"process {int(failed.argmax())} can't take part: see what it said")
+    return result
 
 
 def fetch(tree):

@@ -3,6 +3,7 @@
 A SIGUSR2 never does the latter: submitit sends it after a SIGTERM.
 """
 
+import contextlib
 import os
 import signal
 import threading
@@ -51,4 +52,5 @@ class StopSignals:
             return
         self.received = signum
         name = signal.Signals(signum).name
-        os.write(2, f"{name}: stops after this step and saves; once more: at once, without saving\n".encode())
+        with contextlib.suppress(OSError):  # who read this may be gone, as `tee` is after Ctrl-C
+            os.write(2, f"{name}: stops after this step and saves; once more: at once, without saving\n".encode())

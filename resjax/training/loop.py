@@ -50,9 +50,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Path:
     path = rundir.path_of(config, workdir)
     if hosts.on_first(lambda: rundir.read_status(path).get("status")) in rundir.FINISHED:
         return path
-    dataset = load(config.dataset)
-    task = make_task(config, dataset)
-    replicas = Replicas(config)
+    dataset, task, replicas = hosts.together(lambda: _prepare(config))
     run = rundir.RunDir(config, workdir)
     with (
         StopSignals() as signals,
@@ -63,6 +61,11 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Path:
         startup.keep_compiled_programs(config.compilation_cache)  # first now: a refused run writes nothing
         _Run(task, dataset, replicas, run, checkpoints, signals).train()
     return path
+
+
+def _prepare(config: ConfigDict) -> tuple[Dataset, step.Task, Replicas]:
+    dataset = load(config.dataset)
+    return dataset, make_task(config, dataset), Replicas(config)
 
 
 def make_task(config: ConfigDict, dataset: Dataset) -> step.Task:
@@ -157,8 +160,15 @@ class _Run:
         else:
             self.states = self.init(x_1xHxWxC, own_seeds)
         self.rows, forgotten = hosts.on_first(lambda: self.run.keep_metrics_until(self.epoch))
-        device = {"device": jax.devices()[0].device_kind, "device_count": self.replicas.device_count}
-        changed = hosts.on_first(lambda: self.run.write_env(**device, processes=jax.process_count()))
+        if gap := history.gap(self.rows, self.seeds, self.epoch, self.config.early_stopping):
+            raise ConfigError(f"{self.run.path}/metrics.jsonl lacks {gap}: to start over, delete {self.run.path}")
+        where = {
+            "device": jax.devices()[0].device_kind,
+            "device_count": self.replicas.device_count,
+            "processes": jax.process_count(),
+            "cores": startup.cores(),
+        }
+        changed = hosts.on_first(lambda: self.run.write_env(continued=bool(saved), **where))
         if hosts.is_first() and changed:
             print(
                 f"note: the bits of this run may differ from an unbroken one's: now {', '.join(changed)}",

@@ -43,7 +43,10 @@ class RunDir:
             raise ConfigError(f"cannot write {self.path}: {e.strerror}; choose another --workdir") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as e:
+            if not isinstance(e, BlockingIOError):
+                self._lock.close()
+                raise ConfigError(f"cannot lock {self.path}: {e.strerror}; choose another --workdir") from None
             self._lock.seek(0)
             writer = self._lock.read().strip() or "?"
             self._lock.close()
@@ -78,21 +81,20 @@ class RunDir:
         content = {"status": status, "epoch": epoch, "epochs": self.config.epochs, "diverged": reasons}
         write_json(self.path / "status.json", content)
 
-    def write_env(self, **devices) -> list[str]:
+    def write_env(self, *, continued: bool, **devices) -> list[str]:
         """Records what a number depends on beside the config, and `devices`.
 
         Returns:
-          What has changed since the run began; env.json then keeps both.
+          What has changed since a run that is `continued` began; env.json then keeps both.
         """
         file, now = self.path / "env.json", environment() | devices
-        if not file.exists():
+        if not (continued and file.exists()):
             write_json(file, now)
             return []
         began = _read_json(file)
-        changed = _changes(began, now)
-        if changed:
+        if _changes(began.get("continued", [began])[-1], now):
             write_json(file, began | {"continued": [*began.get("continued", []), now]})
-        return changed
+        return _changes(began, now)
 
     def append_metrics(self, rows: list[dict]) -> None:
         """Adds rows to metrics.jsonl."""
@@ -105,18 +107,31 @@ class RunDir:
 
         Returns:
           The rows that stay, and the number of those that don't.
+
+        Raises:
+          ConfigError: a row that should stay can't be read.
         """
-        path, rows = self.path / "metrics.jsonl", []
-        for line in path.read_text().splitlines() if path.exists() else ():
-            with contextlib.suppress(ValueError):
-                rows.append(json.loads(line))
-        kept = [row for row in rows if row["epoch"] <= epoch]
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+        rows = [_row(line) for line in lines]
+        kept = [row for row in rows if row and row["epoch"] <= epoch]
+        if None in rows[: len(kept)]:
+            raise ConfigError(f"{path} is damaged in line {rows.index(None) + 1}: to start over, delete {self.path}")
         _write(path, "".join(_line(row) for row in kept))
         return kept, len(rows) - len(kept)
 
     def write_summary(self, summary: dict) -> None:
         """Writes summary.json."""
         write_json(self.path / "summary.json", summary)
+
+
+def _row(line: str) -> dict | None:
+    """A row of metrics; None if it was cut short or damaged."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and type(row.get("epoch")) is int else None
 
 
 def _line(row: dict) -> str:
@@ -168,13 +183,14 @@ def _read_json(file: Path) -> dict:
     return content
 
 
+_WHERE = ("commit", "dirty", "xla_flags", "cpu", "cores", "device", "device_count", "processes")
+
+
 def _changes(began: dict, now: dict) -> list[str]:
     """The entries of two environments on which bits depend and that differ, in words."""
 
     def entries(env: dict) -> dict:
-        return env.get("versions", {}) | {
-            key: env.get(key) for key in ("commit", "cpu", "device", "device_count", "processes")
-        }
+        return env.get("versions", {}) | {key: env.get(key) for key in _WHERE}
 
     old, new = entries(began), entries(now)
     return [f"{key} {new[key]} (began with {old.get(key)})" for key in new if old.get(key) != new[key]]
@@ -198,6 +214,7 @@ def environment() -> dict:
         "dirty": None if commit is None else bool(changes),
         "versions": {"python": sys.version.split()[0]} | {p: importlib.metadata.version(p) for p in packages},
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "cpu": _cpu(),
     }
 

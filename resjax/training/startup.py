@@ -55,7 +55,7 @@ def keep_compiled_programs(directory: str) -> None:
         why = f"no compiled programs are kept in {path}: {error.strerror}; see config.compilation_cache"
         print(f"warning: {why}", file=sys.stderr)
         return
-    # A full disk, or an entry cut short, costs a compilation and is no news.
+    # An entry that can't be written or was cut short costs a compilation, each time until it is deleted; no more.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
