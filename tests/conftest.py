@@ -5,7 +5,7 @@ import tempfile
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when NumPy is imported; test processes would contend for the cores
 
-import jax  # noqa: E402
+import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")  # no silent broadcast over ranks
 jax.config.update("jax_debug_key_reuse", True)  # no random key used twice

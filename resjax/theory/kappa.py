@@ -7,6 +7,8 @@ equation positive terms only, the root is good to the last digits.
 
 import numpy as np
 
+from resjax.theory.bins import two_nodes
+
 _BINS = 128  # of the binned spectrum whose solution starts the solve of a larger one
 _CHUNK = 2**16  # entries of a temporary array: few enough to stay in a CPU's cache
 _CONVERGED = 1e-7  # size of a Newton step in log kappa, whose error is then about its square
@@ -48,15 +50,7 @@ def _binned(lam, m):
     depth = np.log(lam[0] / lam)
     index = np.minimum((depth * (_BINS / max(depth[-1], 1e-9))).astype(int), _BINS - 1)
     _, index = np.unique(index, return_inverse=True)  # leaves empty bins out
-    count = np.bincount(index, m)
-    mean = np.bincount(index, m * depth) / count
-    offset = depth - mean[index]
-    square = m * offset * offset
-    std = np.sqrt(np.bincount(index, square) / count) + 1e-12
-    skew = np.bincount(index, square * offset) / count / std**3 / 2
-    root = np.hypot(1, skew)
-    nodes = np.concatenate([mean + std * (skew - root), mean + std * (skew + root)])
-    weights = np.concatenate([count * (1 + skew / root) / 2, count * (1 - skew / root) / 2])
+    nodes, weights = two_nodes(depth, m, index, index.max() + 1)
     order = np.argsort(nodes)
     return lam[0] * np.exp(-nodes[order]), weights[order]
 
