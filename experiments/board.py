@@ -80,7 +80,7 @@ class Board:
         """The time left, if those to come end at the rate of those that ended."""
         ended = sum(bool(row.began and row.ended) for row in self._rows.values())
         remain = sum(row.state in ("waiting", "running") for row in self._rows.values())
-        return f"about {duration((time.monotonic() - self._began) / ended * remain)} left" if ended else ""
+        return f"about {duration((time.monotonic() - self._began) / ended * remain)} left" if ended and remain else ""
 
     def __rich__(self) -> Table:
         """Counts, then who runs and who failed, and the latest that are done."""

@@ -311,7 +311,7 @@ def test_cells_take_their_states_from_the_launcher(tmp_path, capsys):
         "    failed, T, about T left",
         "    killed",
         "[3/4] se",
-        "    T, no accuracy, about T left",
+        "    T, no accuracy",
         "    seed 0 diverged in epoch 1",
     ]
 
