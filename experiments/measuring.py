@@ -50,6 +50,7 @@ def measure_all(
       console: for the states of the measurements.
       launcher: where they run.
     """
+    name = f"{name}-{_code(measure.__module__)}"
     files = {label: _file(config, workdir, name, options) for label, (config, options) in todo.items()}
     jobs = {
         label: partial(_measure, measure, *todo[label], workdir, files[label])
@@ -66,15 +67,16 @@ def measure_all(
 
 
 def _file(config: ConfigDict, workdir: str, name: str, options: Mapping[str, Any]) -> Path:
-    words = [name, *(f"{key}{value}" for key, value in options.items()), _code()]
+    words = [name, *(f"{key}{value}" for key, value in options.items())]
     return rundir.path_of(config, workdir) / ("-".join(words) + ".json")
 
 
 @cache
-def _code() -> str:
-    """Eight digits of what measures: after a change to it, a new predictor say, a run is measured again."""
+def _code(module: str) -> str:
+    """Eight digits of what measures, `module` and those beside it, and theory: once changed, it measures again."""
     package = Path(rundir.__file__).parents[1]
-    files = sorted(path for part in ("ntk", "theory") for path in (package / part).glob("*.py"))
+    parts = (module.split(".")[-2:-1] or ["ntk"])[0], "theory"
+    files = sorted(path for part in parts for path in (package / part).glob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]
 
 

@@ -40,6 +40,14 @@ def base() -> ConfigDict:
     c.compilation_cache = ""  # compiled programs; "": resjax/compiled in $XDG_CACHE_HOME, else ~/.cache; "none": off
     c.deterministic = True  # GPU: the same bits every time; False is faster
 
+    c.probes = ConfigDict()  # epochs between two looks of each probe (resjax/probes/registry.py); 0: none
+    c.probes.signal = 0
+    c.probes.gradients = 0
+    c.probes.saturation = 0
+    c.probes.curvature = 0
+    c.probes.lesion = 0
+    c.probes.images = 256  # of the training set, that they look at
+
     c.dataset = ConfigDict()
     c.dataset.name = "digits"  # digits, cube<d>_degree<k> (data/teachers.py), or any TFDS image-classification set
     c.dataset.labels = "label"  # label feature: "label", or "coarse_label" of CIFAR-100
@@ -69,6 +77,7 @@ def base() -> ConfigDict:
         float
     )  # init, highway and shortcut_gate only; None: the merge's own (-6)
     c.model.granularity = "channel"  # gate_granularity only: what one gate value covers
+    c.model.merge_blocks = 0  # blocks that have the merge, spread evenly over the depth, the others add; 0: all
     c.model.dropout = 0.0  # rate inside the branch, between its two layers
     c.model.head = "gap"
 
@@ -128,6 +137,12 @@ RANGES = {  # inclusive, and finite
     "batch_devices": (0, 1_000_000),
     "checkpoint_seconds": (0.0, 1e9),
     "checkpoint_keep": (1, 1_000_000),
+    "probes.signal": (0, 1_000_000),
+    "probes.gradients": (0, 1_000_000),
+    "probes.saturation": (0, 1_000_000),
+    "probes.curvature": (0, 1_000_000),
+    "probes.lesion": (0, 1_000_000),
+    "probes.images": (1, 1_000_000),
     "dataset.train_size": (0, _LARGE),
     "dataset.classes": (0, 100_000),
     "dataset.validation": (0.0, 0.9),
@@ -140,6 +155,7 @@ RANGES = {  # inclusive, and finite
     "model.width": (1, 65_536),
     "model.scale": (-1e3, 1e3),
     "model.gate_bias": (-1e3, 1e3),
+    "model.merge_blocks": (0, 2000),
     "model.dropout": (0.0, 0.99),
     "optimizer.learning_rate": (0.0, 1e6),
     "optimizer.momentum": (0.0, 0.9999),
@@ -184,6 +200,7 @@ PRESETS = {
     # Parities on the 10-cube: a target of known degree, for residual mlps.
     "cube_degree2": _CUBE | {"dataset.name": "cube10_degree2"},
     "cube_degree3": _CUBE | {"dataset.name": "cube10_degree3"},
+    "probes": {"probes.signal": 10, "probes.gradients": 10, "probes.saturation": 10},  # cost: bench/README.md
     "resnet18": {"model.name": "resnet18", "model.depth": 18, "model.width": 64},
 }  # fmt: skip
 # Short names that a preset string may set: configs/mul.py:dataset=cifar100,depth=20
@@ -334,6 +351,22 @@ _NOT_HASHED = (
     "compilation_cache",
     "deterministic",
 )
+# Entries younger than the first results: at these values they leave the names of runs as they were.
+_ADDED = {
+    "probes.signal": 0,
+    "probes.gradients": 0,
+    "probes.saturation": 0,
+    "probes.curvature": 0,
+    "probes.lesion": 0,
+    "probes.images": 256,
+    "model.merge_blocks": 0,
+}
+
+
+def _naming(config: ConfigDict) -> dict:
+    """The flat entries that name a run."""
+    values = flat(config)
+    return {k: v for k, v in values.items() if k not in _NOT_HASHED and (k not in _ADDED or v != _ADDED[k])}
 
 
 def to_json(config: ConfigDict) -> str:
@@ -343,16 +376,14 @@ def to_json(config: ConfigDict) -> str:
 
 def hash8(config: ConfigDict) -> str:
     """Eight hex digits of the canonical config without paths; names the run directory."""
-    hashed = {k: v for k, v in flat(config).items() if k not in _NOT_HASHED}
-    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps(_naming(config), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def differences(there: dict, here: dict) -> list[str]:
     """The entries that name a run (`hash8`) and differ between two configs, as config.json has them, in words."""
-    there, here = flat(ConfigDict(there)), flat(ConfigDict(here))
-    keys = sorted((set(there) | set(here)) - set(_NOT_HASHED))
+    there, here = _naming(ConfigDict(there)), _naming(ConfigDict(here))
     return [
-        f"config.{key} is {there.get(key)!r} there and {here.get(key)!r} here"
-        for key in keys
+        f"config.{key} is {there.get(key, _ADDED.get(key))!r} there and {here.get(key, _ADDED.get(key))!r} here"
+        for key in sorted(set(there) | set(here))
         if there.get(key) != here.get(key)
     ]

@@ -86,7 +86,7 @@ def test_a_rectified_product_halves_the_live_units_in_every_block(images, variab
 def test_padded_channels_are_born_dead_and_the_loss_is_that_of_guessing(images, variables):
     net = resnet20(post_activation="relu", shortcut="A")
     words = {"train": True, "mutable": ["batch_stats"]}
-    (logits, _), points = jax.jit(partial(apply_with_points, net, **words))(variables, images, {})
+    (logits, _), points = jax.jit(partial(apply_with_points, net, **words))(variables, images)
     for name in ("stage2_block1", "stage2_block3", "stage3_block1", "stage3_block3"):
         z = np.asarray(points[name].z)
         assert z[..., :16].any() and not z[..., 16:].any()  # stage 1 has 16
@@ -203,7 +203,11 @@ def test_shifts_and_their_gradients(tied):
     variables = net.init(jax.random.key(11), x)
     names = ["b", "b#2"] if tied else ["b", "a"]
     W1, W2 = (np.asarray(variables["params"][name[0]]["branch"]["kernel"]) for name in names)
-    run = jax.jit(partial(apply_with_points, net, variables, x))
+
+    @jax.jit
+    def run(shifts):
+        return apply_with_points(net, variables, x, lambda call: call.merge(call.s, call.f) + shifts[call.name])
+
     rng = np.random.default_rng(0)
     shift, cotangent = rng.normal(size=(2, 5, 3)).astype(np.float32)
     shifts = {names[0]: jnp.asarray(shift), names[1]: jnp.zeros((5, 3))}
@@ -225,7 +229,20 @@ def test_shifts_and_their_gradients(tied):
 def test_seeing_a_net_does_not_change_it():
     net, x = Squares(), jax.random.normal(jax.random.key(10), (5, 3))
     variables = net.init(jax.random.key(11), x)
-    np.testing.assert_array_equal(apply_with_points(net, variables, x, {})[0], net.apply(variables, x))
+    np.testing.assert_array_equal(apply_with_points(net, variables, x)[0], net.apply(variables, x))
+
+
+def test_an_edit_replaces_what_goes_on():
+    net, x = Squares(), jax.random.normal(jax.random.key(10), (5, 3))
+    variables = net.init(jax.random.key(11), x)
+
+    def edit(call):
+        assert set(call.arguments) == {"s", "f", "train"}
+        return call.s if call.name == "b" else call.merge(call.s, 2 * call.f)
+
+    out, points = apply_with_points(net, variables, x, edit)
+    np.testing.assert_allclose(out, 2 * x * (x @ variables["params"]["a"]["branch"]["kernel"]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(points["b"].z, x)
 
 
 class NoMerge(nn.Module):
@@ -238,5 +255,3 @@ def test_what_cannot_be_measured_is_one_line():
     net, x = NoMerge(), jnp.ones((5, 3))
     with pytest.raises(ConfigError, match="NoMerge has no merge points: submodules named 'merge', called with s and f"):
         propagation(net, net.init(jax.random.key(0), x), x, jax.random.key(1))
-    with pytest.raises(ConfigError, match="shifts of c: the merge points are b, a"):
-        apply_with_points(Squares(), Squares().init(jax.random.key(11), x), x, {"c": x})

@@ -77,6 +77,18 @@ def load(run_dir: str | os.PathLike) -> pd.DataFrame:
     return course
 
 
+def probed(run_dir: str | os.PathLike, name: str) -> pd.DataFrame:
+    """What a probe of the run left, a row per line of its file; what is no longer finite is nan.
+
+    Raises:
+      ValueError: there is none (config.probes), or a line is damaged; one line that names it.
+    """
+    path = Path(run_dir) / f"probe_{name}.jsonl"
+    lines = _text(path).splitlines()
+    rows = [_decoded(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+    return pd.DataFrame(rows).infer_objects()
+
+
 def summary(run_dirs: Iterable[str | os.PathLike]) -> pd.DataFrame:
     """The final metrics of runs.
 

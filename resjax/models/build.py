@@ -9,15 +9,18 @@ from ml_collections import ConfigDict
 
 from resjax.config import ConfigError
 from resjax.models.layers import Linear, Norm
-from resjax.models.merges import MERGES
+from resjax.models.merges import MERGES, Merge
 from resjax.models.resnet import Block, ResNet
 
 
 def check(model: ConfigDict) -> None:
-    """Raises ConfigError if config.model.merge names no registered merge."""
+    """Raises ConfigError if config.model.merge names no registered merge, or merge_blocks exceeds the blocks."""
     if model.merge not in MERGES:
         close = difflib.get_close_matches(model.merge, MERGES, n=3) or MERGES
         raise ConfigError(f"config.model.merge={model.merge!r}: no such merge; did you mean {', '.join(close)}?")
+    depth = sum(blocks for blocks, _, _ in _stages(model))
+    if model.merge_blocks > depth:
+        raise ConfigError(f"config.model.merge_blocks={model.merge_blocks}: the net has {depth} blocks")
 
 
 def build(model: ConfigDict, num_classes: int, *, dtype: str = "float32", axis_name: str | None = None) -> nn.Module:
@@ -33,17 +36,14 @@ def build(model: ConfigDict, num_classes: int, *, dtype: str = "float32", axis_n
       axis_name: the pmap axis that BatchNorm averages over.
 
     Raises:
-      ConfigError: unknown merge.
+      ConfigError: unknown merge, or more `merge_blocks` than blocks.
     """
     check(model)
-    merge, compute = MERGES[model.merge], jnp.dtype(dtype)
+    compute = jnp.dtype(dtype)
     linear = partial(Linear, dtype=compute)
     norm = partial(Norm, model.norm, dtype=compute, axis_name=axis_name)
     block = partial(
         Block,
-        merge=merge,
-        scale=merge.branch_scale if model.scale is None else model.scale,
-        gate_bias=merge.extra_bias if model.gate_bias is None else model.gate_bias,
         granularity=model.granularity,
         shortcut=model.shortcut,
         activation=model.activation,
@@ -56,7 +56,9 @@ def build(model: ConfigDict, num_classes: int, *, dtype: str = "float32", axis_n
     return ResNet(
         stages=_stages(model),
         num_classes=num_classes,
-        block=block,
+        block=partial(block, **_merge(model, MERGES[model.merge])),
+        other=partial(block, **_merge(model, MERGES["add"])),
+        merge_blocks=model.merge_blocks,
         linear=linear,
         norm=norm,
         activation=model.activation,
@@ -64,6 +66,15 @@ def build(model: ConfigDict, num_classes: int, *, dtype: str = "float32", axis_n
         vectors=model.name == "mlp",
         dtype=compute,
     )
+
+
+def _merge(model: ConfigDict, merge: Merge) -> dict:
+    """What a block with this merge needs to know of it."""
+    return {
+        "merge": merge,
+        "scale": merge.branch_scale if model.scale is None else model.scale,
+        "gate_bias": merge.extra_bias if model.gate_bias is None else model.gate_bias,
+    }
 
 
 def _stages(model: ConfigDict) -> tuple[tuple[int, int, int], ...]:

@@ -3,6 +3,7 @@
 Parameters are named stem, stage{i}_block{j}/{branch, shortcut, merge}, head. A norm called `out_norm` feeds the merge.
 """
 
+from collections.abc import Iterator
 from functools import partial
 
 import flax.linen as nn
@@ -138,12 +139,16 @@ class ResNet(nn.Module):
       stages: (number of blocks, features, stride of the first block) of each stage.
       num_classes: K.
       block: `Block` with all but features and stride filled in.
+      other: the same of the blocks that don't have the merge.
+      merge_blocks: how many have it, spread evenly; 0: all.
       vectors: flatten the input, and use dense layers throughout.
     """
 
     stages: tuple[tuple[int, int, int], ...]
     num_classes: int
     block: partial
+    other: partial
+    merge_blocks: int
     linear: partial
     norm: partial
     activation: str
@@ -156,10 +161,17 @@ class ResNet(nn.Module):
         h = x.reshape(x.shape[0], -1) if self.vectors else x
         h = self.linear(self.stages[0][1], name="stem")(h)
         h = ACTIVATIONS[self.activation](self.norm(name="stem_norm")(h, train))
+        kinds = self._kinds()
         for i, (blocks, features, stride) in enumerate(self.stages, 1):
             for j in range(1, blocks + 1):
-                h = self.block(features, stride if j == 1 else 1, name=f"stage{i}_block{j}")(h, train)
+                h = next(kinds)(features, stride if j == 1 else 1, name=f"stage{i}_block{j}")(h, train)
         h = jnp.mean(h, spatial_axes(h)) if self.head == "gap" else h.reshape(h.shape[0], -1)
         return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(h).astype(
             jnp.promote_types(self.dtype, jnp.float32)
         )
+
+    def _kinds(self) -> Iterator[partial]:
+        """`block` or `other`, block by block: every (depth / merge_blocks)-th has the merge, the last one always."""
+        depth = sum(blocks for blocks, _, _ in self.stages)
+        count = self.merge_blocks or depth
+        return (self.block if (k + 1) * count // depth > k * count // depth else self.other for k in range(depth))

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import pandas as pd
 
-from resjax.probes.merge_points import Point, apply_with_points
+from resjax.probes.merge_points import Point, apply_with_points, as_it_is
 
 
 def propagation(
@@ -47,7 +47,7 @@ def propagation(
     Raises:
       ConfigError: the net has no merge points.
     """
-    points = jax.eval_shape(partial(_points, net, train), variables, x, key, {})
+    points = jax.eval_shape(partial(_points, net, train), variables, x, key)
     zeros = {name: jnp.zeros(point.z.shape, point.z.dtype) for name, point in points.items()}
     measured = jax.device_get(_statistics(net, train, variables, x, key, zeros))
     rows, stage, shape, gradient = [], 0, None, math.nan
@@ -61,19 +61,19 @@ def propagation(
 
 
 def _points(
-    net: nn.Module, train: bool, variables: dict[str, Any], x: jax.Array, key: jax.Array, shifts: dict[str, jax.Array]
+    net: nn.Module, train: bool, variables: dict[str, Any], x: jax.Array, key: jax.Array, edit=as_it_is
 ) -> OrderedDict[str, Point]:
     words = {"train": train, "mutable": ["batch_stats"], "rngs": {"dropout": key}}
-    return apply_with_points(net, variables, x, shifts, **words)[1]
+    return apply_with_points(net, variables, x, edit, **words)[1]
 
 
 @partial(jax.jit, static_argnames=("net", "train"))
 def _statistics(net, train, variables, x, key, zeros) -> OrderedDict[str, OrderedDict[str, jax.Array]]:
-    """The columns that are measured, of each point; `zeros` are shifts."""
+    """The columns that are measured, of each point; the gradients are those by `zeros`, added to every z."""
     dropout, cotangent = jax.random.split(key)
 
     def last(shifts):
-        points = _points(net, train, variables, x, dropout, shifts)
+        points = _points(net, train, variables, x, dropout, lambda call: as_it_is(call) + shifts[call.name])
         return next(reversed(points.values())).z, points
 
     z, backward, points = jax.vjp(last, zeros, has_aux=True)

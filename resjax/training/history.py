@@ -16,6 +16,12 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def jsonable(value):
+    """A table's entry as JSON can hold it."""
+    value = value.item() if hasattr(value, "item") else value
+    return finite(value) if isinstance(value, float) else value
+
+
 def diverged(rows: list[dict]) -> dict[int, int]:
     """Seed -> epoch, of the replicas with a loss or gradient norm that is not finite."""
     return {

@@ -12,6 +12,7 @@ import sys
 import time
 from contextlib import ExitStack
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 import jax
@@ -28,6 +29,7 @@ from resjax.training.checkpoint import Checkpoints
 from resjax.training.interrupt import Interrupted, StopSignals
 from resjax.training.mesh import Replicas
 from resjax.training.pace import Pace
+from resjax.training.probing import Probing
 from resjax.training.progress import TrainingProgress
 from resjax.training.scores import over_replicas, scores
 
@@ -118,6 +120,7 @@ class _Run:
         self.init = replicas.compile(partial(step.init, task))
         self.train_steps = replicas.compile_training(partial(step.train_steps, task))
         self.evaluate = replicas.compile(partial(step.evaluate, task, batch_size=EVALUATED_AT_ONCE))
+        self.probing = Probing(task, dataset.train)
         self.training_pace, self.evaluation_pace = Pace(), Pace()
         self.rows: list[dict] = []
         self.epoch = self.step = 0
@@ -131,6 +134,8 @@ class _Run:
         label = f"{config.name} on {config.dataset.name}"
         with TrainingProgress(label, total, self.step, quiet=not hosts.is_first()) as self.progress:
             try:
+                if not self.step:
+                    self._probe(0, self.seeds)
                 while self.epoch < config.epochs and self._training():
                     self._train_epoch()
                 self._save()
@@ -220,6 +225,7 @@ class _Run:
                 for i, seed in enumerate(self.seeds):
                     if seed in seeds and seed not in ended:
                         rows.append(history.row(epoch, seed, name, loss=loss[i], accuracy=accuracy[i]))
+        self._probe(epoch, [seed for seed in seeds if seed not in ended])
         hosts.on_first(lambda: self.run.append_metrics(rows))
         self.progress.show(epoch, rows)
         self.rows += rows
@@ -227,6 +233,17 @@ class _Run:
         if self.config.early_stopping:
             still = np.isin(self.seeds, self._training())
             self.states = self.states.replace(active=self.replicas.spread(still))
+
+    def _probe(self, epoch: int, seeds: list[int]) -> None:
+        """Lets the probes that are due look at these replicas."""
+        if names := self.probing.due(epoch):
+            states = hosts.fetch(self.states)
+            own = {seed: jax.tree.map(itemgetter(self.seeds.index(seed)), states) for seed in seeds}
+            hosts.on_first(lambda: self._record(self.probing.look(names, epoch, own)))
+
+    def _record(self, probed: dict[str, list[dict]]) -> None:
+        for name, rows in probed.items():
+            self.run.append_probed(name, rows)
 
     def _steps_until(self, stop: int) -> float:
         """Trains up to step `stop`; returns the seconds that it took, compilation left out."""

@@ -18,6 +18,7 @@ from resjax import config as config_lib
 from resjax.config import ConfigError
 
 FINISHED = ("done", "diverged")
+_PROBED = "probe_"  # how the names of probes' files begin
 
 
 def path_of(config: ConfigDict, workdir: str | os.PathLike) -> Path:
@@ -98,20 +99,30 @@ class RunDir:
 
     def append_metrics(self, rows: list[dict]) -> None:
         """Adds rows to metrics.jsonl."""
-        path = self.path / "metrics.jsonl"
+        self._append(self.path / "metrics.jsonl", rows)
+
+    def append_probed(self, name: str, rows: list[dict]) -> None:
+        """Adds rows of a probe to its own file."""
+        self._append(self.path / f"{_PROBED}{name}.jsonl", rows)
+
+    def _append(self, path: Path, rows: list[dict]) -> None:
         with _writing(path), open(path, "a") as file:
             file.writelines(_line(row) for row in rows)
 
     def keep_metrics_until(self, epoch: int) -> tuple[list[dict], int]:
-        """Forgets the rows of later epochs, which will be trained again, and a row cut short.
+        """Forgets the rows of later epochs, probes' too, which will be trained again, and a row cut short.
 
         Returns:
-          The rows that stay, and the number of those that don't.
+          The rows of metrics that stay, and the number of those that don't.
 
         Raises:
           ConfigError: a row that should stay can't be read.
         """
-        path = self.path / "metrics.jsonl"
+        for path in self.path.glob(f"{_PROBED}*.jsonl"):
+            self._keep_until(path, epoch)
+        return self._keep_until(self.path / "metrics.jsonl", epoch)
+
+    def _keep_until(self, path: Path, epoch: int) -> tuple[list[dict], int]:
         lines = path.read_text(errors="replace").splitlines() if path.exists() else []
         rows = [_row(line) for line in lines]
         kept = [row for row in rows if row and row["epoch"] <= epoch]

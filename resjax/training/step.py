@@ -86,10 +86,10 @@ class Task(NamedTuple):
         return batches.steps_per_epoch(self.train_size, self.config.batch_size)
 
 
-def keys(seed: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The replica's random keys: for the inits, for the batches, for dropout."""
+def keys(seed: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """The replica's random keys: for the inits, for the batches, for dropout, for probes."""
     key = jax.random.key(seed)
-    return tuple(jax.random.fold_in(key, i) for i in range(3))
+    return tuple(jax.random.fold_in(key, i) for i in range(4))
 
 
 def init(task: Task, x_BxHxWxC: jax.Array, seed: jax.Array) -> State:
@@ -101,11 +101,12 @@ def init(task: Task, x_BxHxWxC: jax.Array, seed: jax.Array) -> State:
     return State(seed, zero, params, stats, task.optimizer.init(params), jnp.ones((), bool))
 
 
-def loss_of(task: Task, logits_BxK: jax.Array, targets_BxK: jax.Array) -> jax.Array:
-    """[B]: cross-entropy, or half the squared distance to the targets, summed over classes."""
-    if task.config.loss.name == "mse":
-        return jnp.sum(optax.l2_loss(logits_BxK, targets_BxK), -1)
-    return optax.softmax_cross_entropy(logits_BxK, targets_BxK)
+def half_squared_error(logits_BxK: jax.Array, targets_BxK: jax.Array) -> jax.Array:
+    """[B]: half the squared distance to the targets, summed over classes."""
+    return jnp.sum(optax.l2_loss(logits_BxK, targets_BxK), -1)
+
+
+LOSSES = {"ce": optax.softmax_cross_entropy, "mse": half_squared_error}  # (logits, targets) -> [B]
 
 
 def train_step(
@@ -129,7 +130,7 @@ def train_step(
             {"params": params, **stats}, x_BxHxWxC, train=True, mutable=["batch_stats"], rngs={"dropout": dropout}
         )
         smooth_BxK = optax.smooth_labels(targets_BxK, task.config.loss.label_smoothing)
-        return jnp.mean(loss_of(task, logits_BxK, smooth_BxK)), (logits_BxK, new_stats)
+        return jnp.mean(LOSSES[task.config.loss.name](logits_BxK, smooth_BxK)), (logits_BxK, new_stats)
 
     (loss, (logits_BxK, new_stats)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
     hits = jnp.argmax(logits_BxK, -1) == jnp.argmax(targets_BxK, -1)
@@ -220,7 +221,8 @@ def evaluate(
         valid_B, index_B = index_B < n, jnp.minimum(index_B, n - 1)
         x = batches.normalize(examples.images[index_B], task.mean_C, task.std_C, task.config.dtype)
         logits_BxK = task.net.apply(variables, x)
-        loss_B = loss_of(task, logits_BxK, jax.nn.one_hot(examples.labels[index_B], task.num_classes))
+        targets_BxK = jax.nn.one_hot(examples.labels[index_B], task.num_classes)
+        loss_B = LOSSES[task.config.loss.name](logits_BxK, targets_BxK)
         found_B = jnp.argmax(logits_BxK, -1).astype(jnp.int32)
         return Scored(
             scored.loss + jnp.sum(jnp.where(valid_B, loss_B, 0)),

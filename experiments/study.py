@@ -1,0 +1,106 @@
+"""What a study does that looks into nets: train the cells, look at every finished run, write tables and figures."""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from experiments import cells, launchers, measuring
+from resjax.analysis import tables
+from resjax.config import ConfigError
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a study has found.
+
+    Attributes:
+      args: the command line.
+      outcomes: of the cells.
+      looks: name of a look -> its rows, with the columns `cell` (the label) and those of `tables.config_columns`.
+      header: of the tables.
+      console: to say the verdict on.
+    """
+
+    args: argparse.Namespace
+    outcomes: list[cells.Outcome]
+    looks: dict[str, pd.DataFrame]
+    header: dict[str, str]
+    console: Console
+
+    @property
+    def nets(self) -> pd.DataFrame:
+        """A row per cell and seed: `cells.table` with the column `cell`."""
+        return pd.concat([cells.table([o]).assign(cell=o.label) for o in self.outcomes], ignore_index=True)
+
+    def probed(self, name: str) -> pd.DataFrame:
+        """The rows that a probe left during training (config.probes), with the columns that `looks` have."""
+        rows = {o.label: tables.probed(o.run_dir, name) for o in self.outcomes if o.run_dir}
+        return _together(rows, self.outcomes)
+
+
+def main(
+    module: str,
+    argv: Sequence[str] | None,
+    parser: argparse.ArgumentParser,
+    configurations: Callable[[argparse.Namespace], Mapping[str, ConfigDict]],
+    looks: Callable[[argparse.Namespace], Mapping[str, Mapping[str, Any]]],
+    report: Callable[[Found], list[Path]],
+    train: cells.Train | None = None,
+    measure: measuring.Measure | None = None,
+) -> int:
+    """Runs a study; returns the exit code (1: a cell failed, 2: bad input, 128 + n: stopped by signal n).
+
+    Args:
+      module: for `python -m`.
+      argv: the command line; None takes the process's.
+      parser: of `cells.parser`.
+      configurations: args -> the config of each cell, by its label; may raise ConfigError.
+      looks: args -> name -> options of `resjax.probes.of_run.measure`: what is asked of every finished run.
+      report: prints the verdicts, writes tables and figures, and returns their paths.
+      train: replaces the trainer.
+      measure: replaces `resjax.probes.of_run.measure`.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    args = cells.parse(parser, argv)
+    console, began = Console(), time.monotonic()
+    try:
+        launcher = launchers.chosen(args)
+        configs = configurations(args)
+        train = train or cells.trainer(launcher, next(iter(configs.values())))
+        if measure is None:
+            from resjax.probes.of_run import measure
+        outcomes = cells.run(configs, train, args.workdir, console, launcher)
+        if launcher is launchers.in_this_process:  # looks, unlike trainings, don't use all cores
+            launcher = partial(launchers.in_processes, processes=measuring.workers())
+        rows, asked = {}, looks(args)
+        for name, options in asked.items():
+            todo = {o.label: (o.config, dict(options)) for o in outcomes if o.run_dir}
+            measured = measuring.measure_all(todo, measure, name, args.workdir, console, launcher)
+            rows[name] = _together({label: pd.DataFrame(found["rows"]) for label, found in measured.items()}, outcomes)
+        header = cells.header(module, argv, outcomes, time.monotonic() - began)
+        for path in report(Found(args, outcomes, rows, header, console)):
+            print(path)
+    except (ConfigError, KeyboardInterrupt) as error:
+        return cells.exit_code(error)
+    complete = all(o.run_dir for o in outcomes) and all(t["cell"].nunique() == len(configs) for t in rows.values())
+    return int(not complete)
+
+
+def _together(rows: Mapping[str, pd.DataFrame], outcomes: Sequence[cells.Outcome]) -> pd.DataFrame:
+    """The tables of several cells as one, that says of each row where it comes from."""
+    about = {o.label: {"cell": o.label} | tables.config_columns(o.config) for o in outcomes}
+    found = [
+        pd.DataFrame([about[label]] * len(t)).join(t.reset_index(drop=True)) for label, t in rows.items() if len(t)
+    ]
+    if not found:
+        raise ConfigError("no run could be looked into; the reasons stand above")
+    return pd.concat(found, ignore_index=True)

@@ -1,0 +1,34 @@
+"""Probes on a finished run: what they say of its nets before and after training."""
+
+import os
+
+from ml_collections import ConfigDict
+
+from resjax.probes.registry import PROBES
+from resjax.training.probing import subjects
+from resjax.training.trained import reopen
+
+
+def measure(
+    config: ConfigDict, workdir: str | os.PathLike, *, probe: str, images: int, split: str = "train", **options
+) -> dict[str, list[dict]]:
+    """{"rows": the probe's table of the finished run of `config`}, with columns seed and moment ("init", "trained").
+
+    Args:
+      config: of the run.
+      workdir: root of the run directories.
+      probe: its name in `PROBES`.
+      images: how many of the split, spread evenly over it; all if there are fewer.
+      split: "train", "validation" or "test".
+      options: of the probe.
+
+    Raises:
+      ConfigError: the run is not finished, or has no checkpoint.
+    """
+    run = reopen(config, workdir)
+    rows = []
+    for moment, variables in (("init", run.initial), ("trained", run.final)):
+        seen = subjects(run.task, getattr(run.dataset, split), images, {s: variables[s] for s in run.seeds}, moment)
+        if seen:
+            rows += PROBES[probe](seen, **options).assign(moment=moment).to_dict("records")
+    return {"rows": rows}

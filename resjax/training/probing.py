@@ -1,0 +1,68 @@
+"""Probes at work during training: which are due, and what they look at. Training never sees them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resjax.data import batches
+from resjax.data.dataset import Split
+from resjax.ntk.frozen import calibrated
+from resjax.probes.registry import PROBES
+from resjax.probes.subject import Subject
+from resjax.training import history, step
+
+
+def subjects(
+    task: step.Task, split: Split, images: int, variables: Mapping[int, dict[str, Any]], moment: str
+) -> dict[int, Subject]:
+    """Seed -> what a probe looks at: these variables, and `images` images, spread evenly over the split.
+
+    Before training (`moment` is "init") BatchNorm's running statistics mean nothing; those of the images replace them.
+    """
+    size = len(split.labels_N)
+    index = np.linspace(0, size - 1, min(images, size)).round().astype(int)
+    x_BxHxWxC = batches.normalize(jnp.asarray(split.images_NxHxWxC[index]), task.mean_C, task.std_C)
+    targets_BxK = jax.nn.one_hot(split.labels_N[index], task.num_classes)
+    out = {}
+    for seed, own in variables.items():
+        own = calibrated(task.net, own, x_BxHxWxC) if moment == "init" else own
+        out[seed] = Subject(
+            task.net, own, x_BxHxWxC, targets_BxK, step.LOSSES[task.config.loss.name], step.keys(seed)[3]
+        )
+    return out
+
+
+class Probing:
+    """The probes of a run (config.probes)."""
+
+    def __init__(self, task: step.Task, split: Split):
+        self._task, self._split = task, split
+        self._update = jax.jit(task.optimizer.update)
+
+    def due(self, epoch: int) -> list[str]:
+        """Names of the probes that look at the end of `epoch`; 0 is before training, the last epoch always counts."""
+        config = self._task.config
+        periods = {name: config.probes[name] for name in PROBES}
+        last = epoch == config.epochs
+        return [name for name, period in periods.items() if period and (last or epoch % period == 0)]
+
+    def look(self, names: list[str], epoch: int, states: Mapping[int, step.State]) -> dict[str, list[dict]]:
+        """Name -> rows, of the replicas given by seed."""
+        if not states:
+            return {}
+        variables = {seed: {"params": state.params, **state.stats} for seed, state in states.items()}
+        seen = subjects(
+            self._task, self._split, self._task.config.probes.images, variables, "init" if epoch == 0 else "trained"
+        )
+        seen = {seed: at._replace(update=self._updater(states[seed])) for seed, at in seen.items()}
+        found = {}
+        for name in names:
+            rows = PROBES[name](seen).assign(epoch=epoch).to_dict("records")
+            found[name] = [{key: history.jsonable(value) for key, value in row.items()} for row in rows]
+        return found
+
+    def _updater(self, state: step.State):
+        return lambda gradients: self._update(gradients, state.opt_state, state.params)[0]
