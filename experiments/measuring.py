@@ -50,8 +50,8 @@ def measure_all(
       console: for the states of the measurements.
       launcher: where they run.
     """
-    name = f"{name}-{_code(measure.__module__)}"
-    files = {label: _file(config, workdir, name, options) for label, (config, options) in todo.items()}
+    code = _code(measure.__module__)
+    files = {label: _file(config, workdir, name, options, code) for label, (config, options) in todo.items()}
     jobs = {
         label: partial(_measure, measure, *todo[label], workdir, files[label])
         for label in todo
@@ -66,8 +66,8 @@ def measure_all(
     return {label: tables.read_json(path)["tables"] for label, path in files.items() if label not in failed}
 
 
-def _file(config: ConfigDict, workdir: str, name: str, options: Mapping[str, Any]) -> Path:
-    words = [name, *(f"{key}{value}" for key, value in options.items())]
+def _file(config: ConfigDict, workdir: str, name: str, options: Mapping[str, Any], code: str) -> Path:
+    words = [name, *(f"{key}{value}" for key, value in options.items()), code]
     return rundir.path_of(config, workdir) / ("-".join(words) + ".json")
 
 
@@ -75,7 +75,7 @@ def _file(config: ConfigDict, workdir: str, name: str, options: Mapping[str, Any
 def _code(module: str) -> str:
     """Eight digits of what measures, `module` and those beside it, and theory: once changed, it measures again."""
     package = Path(rundir.__file__).parents[1]
-    parts = (module.split(".")[-2:-1] or ["ntk"])[0], "theory"
+    parts = {*module.split(".")[1:-1], "theory"}
     files = sorted(path for part in parts for path in (package / part).glob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]
 
