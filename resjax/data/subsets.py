@@ -6,7 +6,8 @@ Every choice has its own random stream: changing one (the validation share, say)
 import numpy as np
 
 
-def _rng(seed: int, purpose: str) -> np.random.Generator:
+def stream(seed: int, purpose: str) -> np.random.Generator:
+    """The random numbers of one purpose."""
     return np.random.default_rng([seed, *purpose.encode()])
 
 
@@ -28,7 +29,7 @@ def stratified_order(labels_N: np.ndarray, seed: int) -> np.ndarray:
     Returns:
       A permutation of range(N).
     """
-    rng = _rng(seed, "order")
+    rng = stream(seed, "order")
     index_N, rank_N = _shuffled_by_class(labels_N, rng)
     turn_K = rng.permutation(labels_N.max(initial=0) + 1)  # a prefix shorter than k has random classes
     return index_N[np.lexsort((turn_K[labels_N[index_N]], rank_N))]
@@ -40,7 +41,7 @@ def hold_out(labels_N: np.ndarray, share: float, seed: int) -> tuple[np.ndarray,
     Returns:
       (kept, held out): two sorted, disjoint index arrays that cover range(N).
     """
-    index_N, rank_N = _shuffled_by_class(labels_N, _rng(seed, "hold_out"))
+    index_N, rank_N = _shuffled_by_class(labels_N, stream(seed, "hold_out"))
     exact_K = share * np.bincount(labels_N)
     quota_K = np.floor(exact_K).astype(int)
     missing = round(share * len(labels_N)) - quota_K.sum()
@@ -51,7 +52,7 @@ def hold_out(labels_N: np.ndarray, share: float, seed: int) -> tuple[np.ndarray,
 
 def choose_classes(available_K: np.ndarray, count: int, seed: int) -> np.ndarray:
     """`count` of the labels `available_K`, sorted; fewer are a subset of more. 0 keeps all."""
-    return np.sort(_rng(seed, "classes").permutation(available_K)[: count or None])
+    return np.sort(stream(seed, "classes").permutation(available_K)[: count or None])
 
 
 def with_label_noise(labels_N: np.ndarray, share: float, num_classes: int, seed: int) -> np.ndarray:
@@ -60,8 +61,8 @@ def with_label_noise(labels_N: np.ndarray, share: float, num_classes: int, seed:
     An example's score and its new label depend on its position alone: a larger share corrupts a superset,
     and a longer training set keeps the new labels of its prefix, save where the threshold moves.
     """
-    score_N = _rng(seed, "noisy").random(len(labels_N))
-    redrawn_N = _rng(seed, "redrawn").integers(num_classes, size=len(labels_N))
+    score_N = stream(seed, "noisy").random(len(labels_N))
+    redrawn_N = stream(seed, "redrawn").integers(num_classes, size=len(labels_N))
     chosen = np.argsort(score_N, kind="stable")[: round(share * len(labels_N))]
     noisy_N = labels_N.copy()
     noisy_N[chosen] = redrawn_N[chosen]
