@@ -258,6 +258,20 @@ def header(module: str, argv: Sequence[str], outcomes: Sequence[Outcome], second
     }
 
 
+def header_of_measured(module: str, argv: Sequence[str], seconds: float) -> dict[str, str]:
+    """What the tables of a study without trained cells say of their origin: they were made here and now."""
+    import jax
+
+    environment = rundir.environment()
+    return {
+        "command": shlex.join(["python", "-m", module, *argv]),
+        "commit": f"{environment['commit'] or 'unknown'}{' (with changes)' if environment['dirty'] else ''}",
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "date": datetime.now().astimezone().isoformat(timespec="minutes"),
+        "wall time": duration(seconds),
+    }
+
+
 def exit_code(error: ConfigError | KeyboardInterrupt) -> int:
     """Says in one line why a study ended early; returns the exit code."""
     if isinstance(error, KeyboardInterrupt):

@@ -60,6 +60,42 @@ def _bootstrap(x: np.ndarray, confidence: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def hierarchical_ci(values: Mapping[Hashable, Sequence[float]], confidence: float = 0.95) -> dict:
+    """Mean over groups of the group's mean, with a percentile interval of the hierarchical bootstrap.
+
+    Groups (splits of the data) are drawn with replacement, and within each its members (initialisations): the interval
+    is that for another split and another initialisation.
+
+    Args:
+      values: group -> finite values of its members; an empty group does not count.
+      confidence: as in `mean_ci`.
+
+    Returns:
+      As `mean_ci`; std and n are of the groups.
+    """
+    groups = [np.asarray(members, float) for members in values.values() if len(members)]
+    means = np.array([members.mean() for members in groups])
+    n = len(groups)
+    if n < 2:
+        return {"mean": float(means[0]) if n else None, "std": None, "ci_low": None, "ci_high": None, "n": n}
+    size = max(len(members) for members in groups)
+    padded = np.array([np.resize(members, size) for members in groups])
+    counts = np.array([len(members) for members in groups])
+    rng = np.random.default_rng(0)
+    group = rng.integers(n, size=(RESAMPLES, n))
+    member = np.floor(rng.random((RESAMPLES, n, size)) * counts[group][..., None]).astype(int)
+    used = np.arange(size) < counts[group][..., None]  # as many draws as the group has members
+    drawn = np.sum(padded[group[..., None], member], axis=-1, where=used) / counts[group]
+    low, high = np.quantile(drawn.mean(-1), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return {
+        "mean": float(means.mean()),
+        "std": float(means.std(ddof=1)),
+        "ci_low": float(low),
+        "ci_high": float(high),
+        "n": n,
+    }
+
+
 def paired_difference(
     a_by_seed: Mapping[Hashable, float | None],
     b_by_seed: Mapping[Hashable, float | None],

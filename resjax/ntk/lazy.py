@@ -122,11 +122,11 @@ def train(
     alpha: float,
     rate_S: np.ndarray,
     momentum: float,
-    threshold: float,
+    threshold_S: np.ndarray,
     most: int,
     chunk: int = 100,
 ) -> Learned:
-    """Lazy training of S replicas, each until its training loss falls to `threshold`, or for `most` steps.
+    """Lazy training of S replicas, each until its training loss falls to its threshold, or for `most` steps.
 
     Args:
       apply_fn: its leaves, `w`, `x` [S, n, ...] and `test_x` [S, m, ...] have a leading axis of replicas.
@@ -137,14 +137,14 @@ def train(
       alpha: scale.
       rate_S: learning rates; stable below 2 (1 + momentum) n / (largest eigenvalue of the kernel) at large alpha.
       momentum: of the heavy ball.
-      threshold: of the mean squared error; a replica stays where it first reaches it.
+      threshold_S: of the mean squared error; a replica stays where it first reaches it.
       most: steps.
       chunk: steps between two looks at whether all have ended.
     """
     state = _start(apply_fn, w, x, y_SxNxC)
-    rate_S = jnp.asarray(rate_S, jnp.float32)
+    rate_S, threshold_S = (jnp.asarray(a, jnp.float32) for a in (rate_S, threshold_S))
     for _ in range(0, most, chunk):
-        state = _steps(apply_fn, w, x, y_SxNxC, rate_S, state, alpha, momentum, threshold, most, chunk)
+        state = _steps(apply_fn, w, x, y_SxNxC, rate_S, threshold_S, state, alpha, momentum, most, chunk)
         if not np.any(state.going):
             break
     test, moved = _read(apply_fn, w, test_x, state, alpha)
@@ -169,8 +169,8 @@ def _start(apply_fn, w, x, y_SxNxC) -> _State:
 
 
 @partial(jax.jit, static_argnames="chunk")
-def _steps(apply_fn, w0, x, y_SxNxC, rate_S, state, alpha, momentum, threshold, most, chunk) -> _State:
-    def of_replica(apply_fn, w0, x, y_NxC, rate, state):
+def _steps(apply_fn, w0, x, y_SxNxC, rate_S, threshold_S, state, alpha, momentum, most, chunk) -> _State:
+    def of_replica(apply_fn, w0, x, y_NxC, rate, threshold, state):
         f0_NxC = apply_fn(w0, x)
 
         def objective(w):
@@ -188,7 +188,7 @@ def _steps(apply_fn, w0, x, y_SxNxC, rate_S, state, alpha, momentum, threshold, 
 
         return lax.fori_loop(0, chunk, step, state)
 
-    return jax.vmap(of_replica)(apply_fn, w0, x, y_SxNxC, rate_S, state)
+    return jax.vmap(of_replica)(apply_fn, w0, x, y_SxNxC, rate_S, threshold_S, state)
 
 
 @jax.jit

@@ -1,0 +1,196 @@
+"""Q2: is a merge's difference to the sum bias at initialisation, finite width, feature learning, or optimisation?
+
+  python -m experiments.cause --smoke
+  python -m experiments.cause                                   # the cube, on a laptop
+  python -m experiments.cause --designs=digits,cifar10 --launcher=submitit
+
+Every task is learned five times with the same weights, points and batches: by the infinitely wide net's kernel (R0), by
+the net's own kernel (R1), linearised (R2), by the net itself (R3, at several scales of laziness), and by the standard
+recipe with a rate tuned per merge (R4); see resjax/ntk/rungs.py. The difference to `add` at R4 is the sum of the steps
+between. Which of them counts as the cause is decided by rules that were fixed before: experiments/cause_prereg.md.
+
+Tasks: parities of degree 1 to 4 on the 10-cube; images with targets of known degree ("eigen": eigenvectors of the
+additive net's kernel, "hermite": polynomials of the principal components) and their classes. LayerNorm residual mlps.
+
+Writes OUT.csv (a row per replica and rung), OUT_differences.csv, OUT_interaction.csv, OUT_laziness.csv,
+OUT_verdicts.csv, OUT_tuning.csv and figures. Exit code 1: a cell failed; 2: bad input, in one line; 128 + n: stopped by
+signal n.
+"""
+
+import argparse
+import itertools
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from experiments import cells, launchers, measuring
+from resjax.analysis import cause, cause_figures, tables
+from resjax.config import ConfigError
+
+MODULE = "experiments.cause"
+BASELINE = "add"
+SMOKE = {"designs": "smoke", "merges": "mul", "seeds": 3, "inits": 1, "epochs": 20, "out": "results/cause_smoke"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some settings of a design: tasks x widths x numbers of blocks, with the rungs that are climbed there."""
+
+    tasks: tuple[str, ...]
+    n: int = 256
+    test: int = 256
+    widths: tuple[int, ...] = (128,)
+    blocks: tuple[int, ...] = (2,)
+    rungs: str = "01234"
+    alphas: str = "1,64"
+
+
+_CONTRAST = ("cube10_degree3", "cube10_degree2")  # of the interaction
+_SCALES = "0.5,1,4,16,64"
+
+
+def _images(name: str) -> tuple[Part, ...]:
+    return (
+        Part((f"{name}:classes",), n=64, test=64, alphas=_SCALES),
+        Part(tuple(f"{name}:{target}" for target in ("eigen4", "eigen32", "hermite2", "hermite3"))),
+    )
+
+
+DESIGNS: dict[str, tuple[Part, ...]] = {
+    "cube": (
+        Part(_CONTRAST, alphas=_SCALES),
+        Part(("cube10_degree1", "cube10_degree4")),
+        Part(_CONTRAST, widths=(64, 256, 512), alphas="1,64"),
+        Part(_CONTRAST, blocks=(4, 8), alphas="1,64"),
+    ),
+    "digits": _images("digits"),
+    "cifar10": _images("cifar10"),
+    "cifar100": (_images("cifar100")[1],),  # the full kernel of 100 classes is for 10,000 pairs
+    "smoke": (Part(_CONTRAST, n=64, test=64, widths=(16, 32), alphas="0.5,1,64"),),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One merge on one setting.
+
+    Attributes:
+      about: the setting, as `cause.SETTING` names it, and the merge.
+      config: of the net and its recipe.
+      options: of `resjax.ntk.rungs.measure`.
+    """
+
+    about: Mapping
+    config: ConfigDict
+    options: Mapping
+
+
+def main(argv: Sequence[str] | None = None, measure: measuring.Measure | None = None) -> int:
+    """Runs the study; returns the exit code. `measure` replaces that of `resjax.ntk.rungs`."""
+    argv = sys.argv[1:] if argv is None else argv
+    args = cells.parse(_parser(), argv)
+    console, began = Console(), time.monotonic()
+    try:
+        launcher = launchers.chosen(args)
+        asked = configurations(args)
+        if measure is None:
+            from resjax.ntk.rungs import measure
+        if launcher is launchers.in_this_process:
+            launcher = partial(launchers.in_processes, processes=measuring.workers())
+        todo = {label: (cell.config, cell.options) for label, cell in asked.items()}
+        found = measuring.measure_all(todo, measure, "rungs", args.workdir, console, launcher)
+        if not found:
+            raise ConfigError("nothing could be measured; the reasons stand above")
+        header = cells.header_of_measured(MODULE, argv, time.monotonic() - began)
+        for path in report(rows_of(asked, found), args.out, header, console):
+            print(path)
+    except (ConfigError, KeyboardInterrupt) as error:
+        return cells.exit_code(error)
+    return int(len(found) < len(asked))
+
+
+def _parser() -> argparse.ArgumentParser:
+    p = cells.parser(MODULE, __doc__, SMOKE)
+    p.set_defaults(out="results/cause/cause", seeds=8, merges="mul,mul_bn,mul_bn1,gate_sig,gate_sig_bn")
+    p.add_argument("--designs", default="cube", metavar="A,B", help=f"of {', '.join(DESIGNS)}; %(default)s")
+    p.add_argument("--inits", type=int, default=2, metavar="N", help="initialisations per split; %(default)s")
+    p.add_argument("--rates", default="0.001,0.003,0.01,0.03,0.1", metavar="R,R", help="that R4 chooses among")
+    return p
+
+
+def configurations(args: argparse.Namespace) -> dict[str, Cell]:
+    """The cells, by label. Raises ConfigError."""
+    from resjax.models.merges import MERGES
+
+    merges = dict.fromkeys([BASELINE, *cells.merges(args.merges, MERGES)])
+    found: dict[str, Cell] = {}
+    for name in args.designs.split(","):
+        if name not in DESIGNS:
+            raise ConfigError(f"--designs: unknown {name!r}; choose from {', '.join(DESIGNS)}")
+        for part in DESIGNS[name]:
+            for task, width, blocks, merge in itertools.product(part.tasks, part.widths, part.blocks, merges):
+                cell = _cell(args, part, task, width, blocks, merge)
+                found[", ".join([merge, *(f"{key} {cell.about[key]}" for key in cause.SETTING)])] = cell
+    return found
+
+
+def _cell(args: argparse.Namespace, part: Part, task: str, width: int, blocks: int, merge: str) -> Cell:
+    dataset, _, target = task.partition(":")
+    entries = {
+        "dataset.name": dataset, "dataset.train_size": part.n, "dataset.augment": "none", "dataset.crop_padding": 0,
+        "model.name": "mlp", "model.depth": 2 * blocks + 2, "model.width": width, "model.norm": "ln",
+        "loss.name": "mse", "batch_size": 32, "epochs": args.epochs or 100,
+    }  # fmt: skip
+    config = cells.config(args, "digits", merge, **entries)
+    options = {
+        "rungs": part.rungs, "test": part.test, "inits": args.inits, "alphas": part.alphas, "rates": args.rates,
+        "target": target,
+    }  # fmt: skip
+    about = {"task": task, "n": part.n, "blocks": blocks, "width": width, "merge": merge}
+    return Cell(about, config, options)
+
+
+def rows_of(asked: Mapping[str, Cell], found: Mapping[str, Mapping[str, list[dict]]]) -> pd.DataFrame:
+    """A row per replica and rung, with the setting and the merge."""
+    frames = [pd.DataFrame(of_cell["rows"]).assign(**asked[label].about) for label, of_cell in found.items()]
+    table = pd.concat(frames, ignore_index=True)
+    numbers = ["alpha", "error", "train_error", "steps", "moved", "rate"]
+    return table.astype(dict.fromkeys(numbers, float))[[*cause.SETTING, "merge", "split", "init", "rung", *numbers]]
+
+
+def report(rows: pd.DataFrame, out: str, header: dict[str, str], console: Console) -> list[Path]:
+    """Prints the verdicts, and writes the tables and figures."""
+    D = cause.differences(rows, BASELINE)
+    wide = cause.by_rung(D)
+    written = {
+        "": rows[rows["rung"] != "tuning"],
+        "_tuning": rows[rows["rung"] == "tuning"].drop(columns=["alpha", "steps", "moved"]),
+        "_differences": cause.estimates(wide),
+        "_laziness": cause.laziness(D),
+        "_verdicts": cause.verdicts(wide, D),
+    }
+    if set(_CONTRAST) <= set(rows["task"]):
+        written["_interaction"] = cause.interaction(wide, *_CONTRAST)
+    gate = cause.lazy_limit(rows)
+    sentences = cause.sentences(written["_differences"], written["_verdicts"], written.get("_interaction"), gate)
+    for name, text in sentences.items():
+        console.print(f"\n{name}: {text}", markup=False, highlight=False)
+    header = header | sentences
+    paths = [tables.write_csv(table, f"{out}{suffix}.csv", header) for suffix, table in written.items()]
+    paths += cause_figures.decomposition(written["_differences"], f"{out}_decomposition")
+    paths += cause_figures.laziness(written["_laziness"], f"{out}_laziness")
+    paths += cause_figures.axes(written["_differences"], f"{out}_axes")
+    if "_interaction" in written:
+        paths += cause_figures.interaction(written["_interaction"], f"{out}_interaction")
+    return paths
+
+
+if __name__ == "__main__":
+    sys.exit(main())

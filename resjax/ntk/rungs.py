@@ -1,0 +1,199 @@
+"""The rungs between a merge's kernel at initialisation and its trained net, on one task: where does a difference arise?
+
+  R0  regression with the infinitely wide net's kernel     inductive bias at initialisation
+  R1  regression with the net's own kernel                 + finite width
+  R2  the linearised net after the steps that R3 took      + conditioning
+  R3  the net itself, to the same training loss            + feature learning; lazier for larger alpha
+  R4  the net by the standard recipe                       + optimisation trouble
+
+Errors are mean squared ones at test points, over the target's mean square there. Replicas are paired over merges: equal
+points, equal weights where shapes agree, equal batches.
+"""
+
+import os
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from resjax.config import ConfigError
+from resjax.data import dataset, regression, subsets
+from resjax.data.regression import Regression
+from resjax.models import build
+from resjax.ntk import lazy
+from resjax.ntk.empirical import empirical_ntk
+from resjax.ntk.infinite import merge_kernel
+from resjax.training import step
+from resjax.training.regress import Fit
+
+MOMENTUM = 0.9  # of R2 and R3
+THRESHOLD = 0.01  # training error at which R3 ends, and so R2, over the targets' mean square
+MOST_STEPS = 5000
+RIDGE = 1e-6  # of R1, in units of the mean of K(x, x): float32 Jacobians
+DIVERGED = 1e3  # an error above this is no number to average
+TUNING_SEED, TUNING_SPLITS = 5000, 2  # offset and number of the splits on which R4 chooses its rate
+
+
+def measure(
+    config: ConfigDict,
+    workdir: str | os.PathLike,
+    *,
+    rungs: str,
+    test: int,
+    inits: int,
+    alphas: str,
+    rates: str,
+    target: str = "",
+) -> dict[str, list[dict]]:
+    """The errors of `config.seeds` splits x `inits` initialisations.
+
+    Args:
+      config: an mlp and its recipe; dataset.name is a teacher of `resjax.data.regression`, or a data set if `target`
+        says what is learned of it; dataset.train_size is n.
+      workdir: not used: nothing is trained beforehand.
+      rungs: digits of those wanted, such as "01234".
+      test: test points.
+      inits: initialisations per split.
+      alphas: of R3, such as "1,64".
+      rates: that R4 chooses among: the lowest mean error at the test points of `TUNING_SPLITS` other splits.
+      target: of images: "classes", "eigen<k>" (eigenvector k of the infinitely wide additive net's kernel on them) or
+        "hermite<k>" (`regression.hermite_of_images`).
+
+    Returns:
+      {"rows": split, init, rung, alpha, error, train_error, steps, moved, rate}; what does not apply is nan, and an
+      error that is not finite or above `DIVERGED` is inf. Rows of the rung "tuning" are those of R4's choice.
+    """
+    splits = range(config.seed, config.seed + config.seeds)
+    data = [_task(config, target, test, split) for split in splits]
+    replicas = [(s, i) for s in range(len(data)) for i in range(inits)]
+    rows: list[dict] = []
+
+    def add(where: tuple[int, int], rung: str, one: Regression, outputs: np.ndarray, **more) -> None:
+        error = np.mean((outputs - one.test_y_M) ** 2) / np.mean(one.test_y_M**2)
+        row = {"split": where[0], "init": where[1], "rung": rung} | dict.fromkeys(_COLUMNS, np.nan)
+        rows.append(row | {"error": error if error < DIVERGED else np.inf} | more)
+
+    if "0" in rungs:
+        kernel = merge_kernel(config.model.merge, _blocks(config), norm=config.model.norm)
+        for split, one in zip(splits, data, strict=True):
+            found = lazy.Kernels.of(kernel(_cosines(np.concatenate([one.x_NxD, one.test_x_MxD]))), len(one.x_NxD))
+            outputs = lazy.regress(found, one.y_N, ridge=1e-10)
+            for i in range(inits):  # no weights: the same for all
+                add((split, i), "R0", one, outputs)
+    if set(rungs) & set("123"):
+        _of_kernel(config, data, replicas, rungs, [float(word) for word in alphas.split(",")], add)
+    if "4" in rungs:
+        _standard(config, target, test, replicas, data, [float(word) for word in rates.split(",")], add)
+    return {"rows": rows}
+
+
+_COLUMNS = ("alpha", "error", "train_error", "steps", "moved", "rate")
+
+
+def _standard(config, target: str, test: int, replicas, data, rates: list[float], add) -> None:
+    """R4, with the rate that did best on splits of its own."""
+    fit = Fit(config, config.dataset.train_size, data[0].y_N.shape[1])
+
+    def fitted(rung: str, one: Regression, where: tuple[int, int], rate: float) -> float:
+        found = fit(one.x_NxD, one.y_N, one.test_x_MxD, _seed(*where), rate)
+        outputs = np.nan_to_num(found.test, nan=np.inf)
+        train_error = np.mean((found.train - one.y_N) ** 2) / np.mean(one.y_N**2)
+        add(where, rung, one, outputs, train_error=train_error, rate=rate)
+        return np.mean((outputs - one.test_y_M) ** 2)
+
+    tuning = range(config.seed + TUNING_SEED, config.seed + TUNING_SEED + TUNING_SPLITS)
+    tasks = {split: _task(config, target, test, split) for split in tuning}
+    errors = {rate: np.mean([fitted("tuning", tasks[s], (s, 0), rate) for s in tuning]) for rate in rates}
+    best = min(rates, key=lambda rate: np.nan_to_num(errors[rate], nan=np.inf))
+    for s, i in replicas:
+        fitted("R4", data[s], (config.seed + s, i), best)
+
+
+def _of_kernel(config, data: Sequence[Regression], replicas, rungs: str, alphas: list[float], add) -> None:
+    """R1, R2 and R3, which share the net's kernel at initialisation."""
+    net = build.build(config.model, data[0].y_N.shape[1])
+    init = jax.jit(net.init)
+    n = config.dataset.train_size
+    nets, kernels = [], []
+
+    def where(s: int, i: int) -> tuple[int, int]:
+        return config.seed + s, i
+
+    for s, i in replicas:
+        x = jnp.asarray(np.concatenate([data[s].x_NxD, data[s].test_x_MxD]), jnp.float32)
+        nets.append(lazy.ntk_parametrised(net, init(step.keys(_seed(*where(s, i)))[0], x[:1])))
+        kernels.append(lazy.Kernels.of(empirical_ntk(*nets[-1], x), n))
+        if "1" in rungs:
+            add(where(s, i), "R1", data[s], lazy.regress(kernels[-1], data[s].y_N, ridge=RIDGE))
+    apply_fn, w = jax.tree.map(lambda *leaves: jnp.stack(leaves), *nets)
+    x, y, test_x = (
+        jnp.asarray(np.stack([getattr(data[s], name) for s, _ in replicas]), jnp.float32)
+        for name in ("x_NxD", "y_N", "test_x_MxD")
+    )
+    rates = np.array([n / np.linalg.eigvalsh(kernel.train)[-1] for kernel in kernels])
+    powers = np.array([np.mean(data[s].y_N ** 2) for s, _ in replicas])
+    for alpha in alphas if set(rungs) & set("23") else []:
+        words = {"rate_S": rates, "momentum": MOMENTUM, "threshold_S": THRESHOLD * powers, "most": MOST_STEPS}
+        learned = lazy.train(apply_fn, w, x, y, test_x, alpha=alpha, **words)
+        for r, (s, i) in enumerate(replicas):
+            steps = int(learned.steps[r])
+            outputs = learned.test[r] if np.isfinite(learned.train_loss[r]) else np.full_like(learned.test[r], np.inf)
+            about = {"alpha": alpha, "steps": steps, "rate": rates[r], "moved": learned.moved[r]}
+            add(where(s, i), "R3", data[s], outputs, train_error=learned.train_loss[r] / powers[r], **about)
+            if alpha == 1 and "2" in rungs:
+                words = {"rate": rates[r], "momentum": MOMENTUM, "steps": steps}
+                train, outputs = lazy.linearised(kernels[r], data[s].y_N, **words)
+                error = np.mean((train - data[s].y_N) ** 2) / powers[r]
+                add(where(s, i), "R2", data[s], outputs, train_error=error, steps=steps, rate=rates[r])
+
+
+def _task(config: ConfigDict, target: str, test: int, split: int) -> Regression:
+    """Targets [n, C]."""
+    if not target:
+        drawn = regression.draw(config.dataset.name, config.dataset.train_size, test=test, seed=split)
+        return drawn._replace(y_N=drawn.y_N[:, None], test_y_M=drawn.test_y_M[:, None])
+    images = dataset.load(_whole(config.dataset))
+    n = config.dataset.train_size
+    index = subsets.stratified_order(images.train.labels_N, split)[: n + test]
+    x = images.train.images_NxHxWxC[index].reshape(n + test, -1) / 255.0
+    x = x - np.mean(images.train.images_NxHxWxC, 0).ravel() / 255.0
+    x = np.sqrt(x.shape[1]) * x / np.linalg.norm(x, axis=1, keepdims=True)
+    y = _of_images(config, target, x, images.train.labels_N[index], images.num_classes, split)
+    return Regression(x[:n], y[:n], x[n:], y[n:])
+
+
+def _whole(section: ConfigDict) -> ConfigDict:
+    """The config of the whole set: the split takes its own part."""
+    section = ConfigDict(section.to_dict())
+    section.train_size, section.validation = 0, 0.0
+    return section
+
+
+def _of_images(config: ConfigDict, target: str, x: np.ndarray, labels_N: np.ndarray, K: int, split: int) -> np.ndarray:
+    kind, number = target.rstrip("0123456789"), target[len(target.rstrip("0123456789")) :]
+    if kind == "classes":
+        return np.eye(K)[labels_N] - 1 / K
+    if kind == "eigen":
+        kernel = merge_kernel("add", _blocks(config), norm=config.model.norm)
+        return regression.eigenfunctions(kernel(_cosines(x)), [int(number)])
+    if kind == "hermite":
+        return regression.hermite_of_images(x, int(number), dimensions=10, features=10, seed=split)[:, None]
+    raise ConfigError(f"target={target!r}: choose classes, eigen<k> or hermite<k>")
+
+
+def _cosines(x_NxD: np.ndarray) -> np.ndarray:
+    unit = x_NxD / np.linalg.norm(x_NxD, axis=1, keepdims=True)
+    r = np.clip(unit @ unit.T, -1, 1)
+    np.fill_diagonal(r, 1.0)  # the kernel's slope is infinite there
+    return r
+
+
+def _blocks(config: ConfigDict) -> int:
+    return (config.model.depth - 2) // 2
+
+
+def _seed(split: int, init: int) -> int:
+    """Of weights and batches."""
+    return 10_000 * init + split

@@ -1,0 +1,214 @@
+"""The decisive experiment: its decomposition and rules on made-up errors, its plan, and its rungs on a tiny net."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments import cause as study
+from experiments import cells, measuring
+from resjax import config as config_lib
+from resjax import stats
+from resjax.analysis import cause
+from resjax.config import ConfigError
+from resjax.ntk import rungs
+
+ALPHAS = (0.5, 1, 64)
+
+
+def rows(D, merge="mul", task="cube10_degree3", width=128, noise=0.01):
+    """Errors of add and of a merge that differs by D[rung], or D["R3", alpha] where given, 6 splits x 2 inits."""
+    rng, out = np.random.default_rng(width), []
+    for split, init in itertools.product(range(6), range(2)):
+        for rung, alpha in [
+            ("R0", np.nan),
+            ("R1", np.nan),
+            ("R2", np.nan),
+            *(("R3", a) for a in ALPHAS),
+            ("R4", np.nan),
+        ]:
+            error = 0.5 + 0.1 * split
+            about = {"task": task, "n": 256, "blocks": 2, "width": width, "split": split, "init": init}
+            about |= {"rung": rung, "alpha": alpha}
+            difference = D.get((rung, alpha), D[rung]) + noise * rng.normal()
+            out += [about | {"merge": "add", "error": error}, about | {"merge": merge, "error": error + difference}]
+    return pd.DataFrame(out)
+
+
+def judged(*tables):
+    D = cause.differences(pd.concat(tables))
+    return cause.verdicts(cause.by_rung(D), D).set_index(["task", "width"])
+
+
+def test_the_steps_add_up_exactly():
+    wide = cause.by_rung(cause.differences(rows({"R0": 0.1, "R1": 0.3, "R2": 0.2, "R3": -0.1, "R4": 0.4}, noise=1)))
+    assert len(wide) == 12
+    np.testing.assert_allclose(sum(cause.terms(wide).values()), wide["R4"], rtol=0, atol=1e-15)
+    found = cause.estimates(wide).set_index("quantity")
+    np.testing.assert_allclose(found.loc[list(cause.TERMS), "mean"].sum(), found.loc["D4", "mean"], atol=1e-15)
+    assert found["splits"].eq(6).all() and found["pairs"].eq(12).all()
+    assert (found["ci_low"] < found["mean"]).all() and (found["mean"] < found["ci_high"]).all()
+
+
+def test_pairs_that_diverged_are_left_out():
+    table = rows({"R0": 0.1, "R1": 0.1, "R2": 0.1, "R3": 0.1, "R4": 0.1})
+    lost = (table["merge"] == "mul") & (table["rung"] == "R4") & (table["split"] == 0)
+    table.loc[lost, "error"] = np.inf
+    found = cause.estimates(cause.by_rung(cause.differences(table))).set_index("quantity")
+    assert found.loc["D4", ["splits", "pairs"]].tolist() == [5, 10]
+    assert found.loc["optimisation", "pairs"] == 10 and found.loc["D3", "pairs"] == 12
+
+
+RIGHT = {
+    "finite_width": [
+        ({"R0": 0.0, "R1": 0.4, "R2": 0.4, "R3": 0.4, "R4": 0.45}, 64),
+        ({"R0": 0.0, "R1": 0.3, "R2": 0.3, "R3": 0.3, "R4": 0.35}, 128),
+    ],
+    "optimisation": [({"R0": 0.0, "R1": 0.0, "R2": 0.0, "R3": 0.05, "R4": 0.5}, 128)],
+    "feature_learning": [
+        ({"R0": -0.3, "R1": -0.3, "R2": -0.3, "R3": 0.3, ("R3", 0.5): 0.4, ("R3", 64): -0.3, "R4": 0.3}, 128)
+    ],
+    "initial_bias": [({"R0": 0.2, "R1": 0.2, "R2": 0.2, "R3": 0.25, "R4": 0.2}, 128)],
+}  # fmt: skip
+WRONG = {
+    "finite_width": [  # it grows with the width
+        ({"R0": 0.0, "R1": 0.3, "R2": 0.3, "R3": 0.3, "R4": 0.35}, 64),
+        ({"R0": 0.0, "R1": 0.4, "R2": 0.4, "R3": 0.4, "R4": 0.45}, 128),
+    ],
+    "optimisation": [({"R0": 0.0, "R1": 0.0, "R2": 0.0, "R3": 0.2, "R4": 0.5}, 128)],  # D3 is not small
+    "feature_learning": [  # the middle scale is out of order
+        ({"R0": -0.3, "R1": -0.3, "R2": -0.3, "R3": 0.3, ("R3", 0.5): 0.1, ("R3", 64): -0.3, "R4": 0.3}, 128)
+    ],
+    "initial_bias": [({"R0": 0.2, "R1": 0.2, "R2": 0.2, "R3": 0.5, "R4": 0.2}, 128)],  # more than twice
+}
+
+
+@pytest.mark.parametrize("rule", cause.RULES)
+def test_every_rule_holds_where_it_should_and_only_there(rule):
+    right = judged(*(rows(D, width=width) for D, width in RIGHT[rule]))
+    wrong = judged(*(rows(D, width=width) for D, width in WRONG[rule]))
+    assert right[rule].all() and not wrong[rule].any()
+
+
+def test_bias_must_follow_the_flips():
+    same = {"R0": 0.2, "R1": 0.2, "R2": 0.2, "R3": 0.2, "R4": 0.2}
+    flipped = {rung: -value for rung, value in same.items()}
+    tables = [rows(same, task=f"task{i}") for i in range(12)]
+    assert judged(*tables, rows(flipped, task="flip"))["initial_bias"].all()
+    missed = flipped | {"R3": 0.2}
+    assert not judged(*tables, rows(missed, task="flip"))["initial_bias"].any()  # 12 of 13 agree, but not the flip
+
+
+def test_interaction_is_paired():
+    D3, D2 = ({"R0": d, "R1": d, "R2": d, "R3": d, "R4": d} for d in (-0.1, 0.2))
+    table = pd.concat([rows(D3), rows(D2, task="cube10_degree2")])
+    wide = cause.by_rung(cause.differences(table))
+    found = cause.interaction(wide, "cube10_degree3", "cube10_degree2").set_index("rung")
+    np.testing.assert_allclose(found["mean"], -0.3, atol=0.02)
+    assert list(found.index) == ["R0", "R1", "R2", "R3", "R4"] and (found["ci_high"] < -0.25).all()
+
+
+def test_hierarchical_intervals():
+    rng = np.random.default_rng(0)
+    groups = {s: list(rng.normal(rng.normal(), 0.1, size=3)) for s in range(40)}
+    found = stats.hierarchical_ci(groups)
+    means = np.array([np.mean(members) for members in groups.values()])
+    assert found["mean"] == pytest.approx(means.mean())
+    half = 1.96 * means.std(ddof=1) / np.sqrt(40)  # groups dominate
+    assert found["ci_high"] - found["ci_low"] == pytest.approx(2 * half, rel=0.1)
+    assert stats.hierarchical_ci({0: [1.0, 2.0], 1: []}) == {
+        "mean": 1.5, "std": None, "ci_low": None, "ci_high": None, "n": 1,
+    }  # fmt: skip
+
+
+# --- The rungs of a tiny net --------------------------------------------------------------------------------------
+def tiny(merge, **entries):
+    config = config_lib.base()
+    config.update_from_flattened_dict(
+        {
+            "model.name": "mlp", "model.merge": merge, "model.depth": 4, "model.width": 8, "model.norm": "ln",
+            "loss.name": "mse", "seeds": 2, "epochs": 3, "batch_size": 8, "dataset.train_size": 24,
+            "dataset.name": "cube8_degree2", "dataset.augment": "none",
+        } | entries
+    )  # fmt: skip
+    return config
+
+
+@pytest.fixture(scope="module")
+def climbed():
+    words = {"rungs": "01234", "test": 30, "inits": 2, "alphas": "1,256", "rates": "0.001,1e6"}
+    return pd.DataFrame(rungs.measure(tiny("mul"), "", **words)["rows"])
+
+
+def test_all_rungs_are_climbed(climbed):
+    counts = climbed["rung"].value_counts()
+    assert counts.to_dict() == {"R0": 4, "R1": 4, "R2": 4, "R3": 8, "R4": 4, "tuning": 4}
+    assert set(zip(climbed["split"], climbed["init"], strict=True)) - {(5000, 0), (5001, 0)} == {
+        (0, 0), (0, 1), (1, 0), (1, 1),
+    }  # fmt: skip
+    at = climbed.set_index(["rung", "split", "init"])["error"]
+    assert (at["R0"].groupby("split").nunique() == 1).all() and (at["R1"].groupby("split").nunique() == 2).all()
+    assert climbed.loc[climbed["rung"] == "R4", "rate"].eq(0.001).all()  # the other one diverges
+    assert np.isinf(climbed.loc[(climbed["rung"] == "tuning") & (climbed["rate"] == 1e6), "error"]).all()
+
+
+def test_the_lazy_net_is_its_linearisation(climbed):
+    """Both end at the same training error; R2 takes the steps of alpha = 1, so that only nearly so."""
+    lazy = climbed[(climbed["rung"] == "R3") & (climbed["alpha"] == 256)]
+    assert (lazy["moved"] < 0.01).all() and (lazy["train_error"] <= rungs.THRESHOLD).all()
+    R1 = climbed[climbed["rung"] == "R1"]
+    np.testing.assert_allclose(lazy["error"], R1["error"], rtol=0.15)
+
+
+@pytest.mark.parametrize(("target", "outputs"), [("classes", 10), ("eigen3", 1), ("hermite2", 1)])
+def test_targets_on_images(target, outputs):
+    config = tiny("add", **{"dataset.name": "digits"})
+    task = rungs._task(config, target, 30, split=1)
+    assert task.x_NxD.shape == (24, 64) and task.y_N.shape == (24, outputs) and task.test_y_M.shape == (30, outputs)
+    np.testing.assert_allclose(np.linalg.norm(task.x_NxD, axis=1), 8)
+    both = np.concatenate([task.y_N, task.test_y_M])
+    if outputs == 1:
+        assert np.mean(both**2) == pytest.approx(1)
+    else:
+        np.testing.assert_allclose(both.sum(1), 0, atol=1e-12)
+    with pytest.raises(ConfigError, match="choose classes"):
+        rungs._task(config, "parity2", 30, split=1)
+
+
+# --- The program ---------------------------------------------------------------------------------------------------
+def measure(config, workdir, **options):
+    """Made-up errors, of all rungs and scales."""
+    D = {"R0": 0.0, "R1": 0.0, "R2": 0.0, "R3": 0.0, "R4": 0.0}
+    table = rows(D if config.model.merge == "add" else dict.fromkeys(D, -0.1), merge="mul", noise=0)
+    table = table[table["merge"] == config.model.merge]
+    tuning = table.iloc[:1].assign(rung="tuning", rate=0.1)
+    columns = ["split", "init", "rung", "alpha", "error"]
+    table = pd.concat([table, tuning])[columns].assign(train_error=0.0, steps=1, moved=0.0, rate=0.1)
+    return {"rows": table.to_dict("records")}
+
+
+def test_the_study_writes_its_tables_and_figures(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(measuring, "workers", lambda: 1)
+    argv = ["--smoke", f"--workdir={tmp_path / 'runs'}", f"--out={tmp_path / 'out'}"]
+    assert study.main(argv, measure) == 0
+    for suffix in ("", "_differences", "_interaction", "_laziness", "_verdicts", "_tuning"):
+        table = pd.read_csv(tmp_path / f"out{suffix}.csv", comment="#")
+        assert len(table) and {"n", "blocks", "width"} <= set(table.columns)
+    assert len(list(tmp_path.glob("out_*.png"))) == 4
+    text = " ".join(capsys.readouterr().out.split())
+    assert "mul: D4 -0.100 [-0.1" in text and "interaction at n 64, 2 blocks, width 16" in text
+
+
+def test_the_plan(monkeypatch):
+    def plan(*argv):
+        return study.configurations(cells.parse(study._parser(), argv))
+
+    cube = plan()
+    assert {cell.about["task"] for cell in cube.values()} == {f"cube10_degree{k}" for k in (1, 2, 3, 4)}
+    assert {cell.about["width"] for cell in cube.values()} == {64, 128, 256, 512}
+    assert {cell.config.model.depth for cell in cube.values()} == {6, 10, 18}
+    assert all(cell.config.seeds == 8 and cell.config.loss.name == "mse" for cell in cube.values())
+    assert {"add", "mul"} <= {cell.about["merge"] for cell in plan("--designs=digits,cifar10", "--merges=mul").values()}
+    with pytest.raises(ConfigError, match="--designs: unknown 'sphere'; choose from cube, digits"):
+        plan("--designs=sphere")
