@@ -85,6 +85,7 @@ def _measure(measure: Measure, config: ConfigDict, options: dict[str, Any], work
         name: [{key: _jsonable(value) for key, value in row.items()} for row in rows]
         for name, rows in measure(config, workdir, **options).items()
     }
+    path.parent.mkdir(parents=True, exist_ok=True)  # of a net that is not trained
     rundir.write_json(path, {"env": rundir.environment(), "tables": found})
 
 

@@ -64,7 +64,8 @@ def main(
       argv: the command line; None takes the process's.
       parser: of `cells.parser`.
       configurations: args -> the config of each cell, by its label; may raise ConfigError.
-      looks: args -> name -> options of `resjax.probes.of_run.measure`: what is asked of every finished run.
+      looks: args -> name -> options of `resjax.probes.of_run.measure`: what is asked of every finished run, or, with
+        `cells` among the options, of those with these labels.
       report: prints the verdicts, writes tables and figures, and returns their paths.
       train: replaces the trainer.
       measure: replaces `resjax.probes.of_run.measure`.
@@ -81,18 +82,20 @@ def main(
         outcomes = cells.run(configs, train, args.workdir, console, launcher)
         if launcher is launchers.in_this_process:  # looks, unlike trainings, don't use all cores
             launcher = partial(launchers.in_processes, processes=measuring.workers())
-        rows, asked = {}, looks(args)
-        for name, options in asked.items():
-            todo = {o.label: (o.config, dict(options)) for o in outcomes if o.run_dir}
+        rows, missing = {}, 0
+        for name, options in looks(args).items():
+            options = dict(options)
+            chosen = options.pop("cells", configs)
+            todo = {o.label: (o.config, options) for o in outcomes if o.run_dir and o.label in chosen}
             measured = measuring.measure_all(todo, measure, name, args.workdir, console, launcher)
             rows[name] = _together({label: pd.DataFrame(found["rows"]) for label, found in measured.items()}, outcomes)
+            missing += len(chosen) - len(measured)
         header = cells.header(module, argv, outcomes, time.monotonic() - began)
         for path in report(Found(args, outcomes, rows, header, console)):
             print(path)
     except (ConfigError, KeyboardInterrupt) as error:
         return cells.exit_code(error)
-    complete = all(o.run_dir for o in outcomes) and all(t["cell"].nunique() == len(configs) for t in rows.values())
-    return int(not complete)
+    return int(missing > 0 or not all(o.run_dir for o in outcomes))
 
 
 def _together(rows: Mapping[str, pd.DataFrame], outcomes: Sequence[cells.Outcome]) -> pd.DataFrame:

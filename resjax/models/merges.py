@@ -13,6 +13,7 @@ Danger: with a ReLU after the merge, s >= 0 and relu(s*f) halves the live units 
 (0*f = 0 with gradient 0). Hence post_activation="none" and shortcut="B" are the defaults.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -21,6 +22,24 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.nn import relu, sigmoid
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A factor of a merge that opens and closes.
+
+    Attributes:
+      of: the array that it is made of: "s", "f", or "m", which is the output of a logistic.
+      value: elementwise function of that array.
+      low, high: between which its values lie.
+      asymptotes: the ends that it nears but does not reach, and where it stops to learn.
+    """
+
+    of: Literal["s", "f", "m"]
+    value: Callable[[jax.Array], jax.Array]
+    low: float = 0.0
+    high: float = 1.0
+    asymptotes: tuple[Literal["low", "high"], ...] = ("low", "high")
 
 
 @dataclass(frozen=True)
@@ -41,6 +60,7 @@ class Merge:
       extra: name of the module (`resjax.models.gates.MAPS`) that computes the third map `m`.
       extra_bias: init of that module's bias, where it has one.
       scheduled: whether combine takes `t`, which goes from 0 to 1 over the first half of training.
+      gates: of the merge.
       core: whether the merge belongs to the core comparison.
     """
 
@@ -52,10 +72,11 @@ class Merge:
     branch_bias: float = 0.0
     shortcut_norm: bool = False
     shortcut_bias: float = 0.0
-    params: Mapping[str, float] = field(default_factory=dict)
+    params: Mapping[str, float] = field(default_factory=dict, hash=False)  # a net that has a Merge needs its hash
     extra: str = ""
     extra_bias: float = 0.0
     scheduled: bool = False
+    gates: tuple[Gate, ...] = ()
     core: bool = False
 
 
@@ -94,10 +115,14 @@ register(
     "mul_rezero", lambda s, f, alpha: s * (1 + alpha * f), "s*(1 + alpha*f)", identity="exact", params={"alpha": 0.0}
 )
 
+
 # --- Gates on the shortcut --------------------------------------------------------------------------------------
-register("gate_sig", lambda s, f: s * sigmoid(f), "s*sig(f)", identity="affine", core=True)
-register("gate_sig_bn", lambda s, f: s * sigmoid(f), "bn(s)*sig(f)", identity="affine", shortcut_norm=True, core=True)
-register("gate_2sig", lambda s, f: s * (2 * sigmoid(f)), "s*2sig(f)", identity="exact")
+def _register_gate(name: str, value: Callable, formula: str, low: float = 0.0, high: float = 1.0, **declared) -> None:
+    """The merge `s * value(f)`, with values in (low, high)."""
+    asymptotes = ("low", "high") if math.isfinite(high) else ("low",)
+    gate = Gate("f", value, low, high, asymptotes)
+    register(name, lambda s, f: s * value(f), formula, gates=(gate,), **declared)
+
 
 CRITICAL_ALPHA = 1.475886  # E[(alpha sig(f - ln(alpha - 1)))^2] = 1 for f ~ N(0, 1)
 
@@ -108,19 +133,33 @@ def _critical_gate(f: jax.Array) -> jax.Array:
     return CRITICAL_ALPHA * (1 + h) / (CRITICAL_ALPHA + (2 - CRITICAL_ALPHA) * h)
 
 
-register("gate_alpha", lambda s, f: s * _critical_gate(f), "s*alpha*sig(f - ln(alpha-1))", identity="exact")
-register("gate_tanh", lambda s, f: s * (1 + jnp.tanh(f)), "s*(1 + tanh(f))", identity="exact")
-register("gate_exp", lambda s, f: s * jnp.exp(f), "s*exp(f), g=.3", identity="exact", branch_scale=0.3)
+_register_gate("gate_sig", sigmoid, "s*sig(f)", identity="affine", core=True)
+_register_gate("gate_sig_bn", sigmoid, "bn(s)*sig(f)", identity="affine", shortcut_norm=True, core=True)
+_register_gate("gate_2sig", lambda f: 2 * sigmoid(f), "s*2sig(f)", high=2.0, identity="exact")
+_register_gate("gate_alpha", _critical_gate, "s*alpha*sig(f - ln(alpha-1))", high=CRITICAL_ALPHA, identity="exact")
+_register_gate("gate_tanh", lambda f: 1 + jnp.tanh(f), "s*(1 + tanh(f))", high=2.0, identity="exact")
+_register_gate("gate_exp", jnp.exp, "s*exp(f), g=.3", high=math.inf, identity="exact", branch_scale=0.3)
 register(
-    "sig_sig", lambda s, f: sigmoid(s) * sigmoid(f), "sig(bn(s))*sig(f)", identity="no", shortcut_norm=True, core=True
-)
-register("iand", lambda s, f: s * (1 - sigmoid(f)), "s*(1 - sig(f))", identity="affine")
+    "sig_sig", lambda s, f: sigmoid(s) * sigmoid(f), "sig(bn(s))*sig(f)",
+    identity="no", shortcut_norm=True, gates=(Gate("s", sigmoid), Gate("f", sigmoid)), core=True,
+)  # fmt: skip
+_register_gate("iand", lambda f: 1 - sigmoid(f), "s*(1 - sig(f))", identity="affine")
 # Residual Attention Network (Wang et al. 2017), the shortcut as its trunk and the branch as its mask: with attention
 # residual learning, and naively (the formula of gate_sig, kept under its own name).
-register("arl", lambda s, f: s * (1 + sigmoid(f)), "(1 + sig(m))*t", identity="affine")
-register("nal", lambda s, f: s * sigmoid(f), "sig(m)*t", identity="affine")
+_register_gate("arl", lambda f: 1 + sigmoid(f), "(1 + sig(m))*t", low=1.0, high=2.0, identity="affine")
+_register_gate("nal", sigmoid, "sig(m)*t", identity="affine")
+
+
+def _as_it_is(m: jax.Array) -> jax.Array:
+    return m
+
+
+MAP_GATE = Gate("m", _as_it_is)  # the third map is the gate
 # Is saturation a matter of the mask's dimension? The sigmoid's input is pooled to config.model.granularity.
-register("gate_granularity", lambda s, f, m: s * m, "s*sig(pool(f))", identity="affine", extra="pooled_sigmoid")
+register(
+    "gate_granularity", lambda s, f, m: s * m, "s*sig(pool(f))",
+    identity="affine", extra="pooled_sigmoid", gates=(MAP_GATE,),
+)  # fmt: skip
 
 # --- Second order beside the sum --------------------------------------------------------------------------------
 register("pi", lambda s, f, m: s + f + m, "s + f + bn(s*f)", identity="exact", extra="norm_product")  # Pi-nets
@@ -144,16 +183,21 @@ register("max", lambda s, f: jnp.maximum(s, f), "max(s, f)", identity="no")
 # Highway networks (Srivastava et al. 2015); shortcut-only gating (He et al. 2016, 1603.05027, section 3.1).
 register(
     "highway", lambda s, f, m: (1 - m) * s + m * f, "(1 - t)*s + t*f, t = sig(bn(conv(x)))",
-    identity="near", extra="transform_gate", extra_bias=-6.0,
+    identity="near", extra="transform_gate", extra_bias=-6.0, gates=(MAP_GATE,),
 )  # fmt: skip
 register(
     "shortcut_gate", lambda s, f, m: (1 - m) * s + f, "(1 - g)*s + f, g = sig(conv1x1(x))",
-    identity="near", extra="shortcut_gate", extra_bias=-6.0,
+    identity="near", extra="shortcut_gate", extra_bias=-6.0, gates=(MAP_GATE,),
 )  # fmt: skip
 
 # --- Attention on the branch ------------------------------------------------------------------------------------
-for _name, _core in {"se": True, "cbam": False, "eca": False, "simam": False}.items():
-    register(_name, lambda s, f, m: s + f * m, f"s + f*{_name}(f)", identity="exact", extra=_name, core=_core)
+# SimAM's lowest value is no asymptote: the units at their channel's mean have it.
+_SIMAM = Gate("m", _as_it_is, low=1 / (1 + math.exp(-0.5)), asymptotes=("high",))
+for _name, _gate in {"se": MAP_GATE, "cbam": MAP_GATE, "eca": MAP_GATE, "simam": _SIMAM}.items():
+    register(
+        _name, lambda s, f, m: s + f * m, f"s + f*{_name}(f)",
+        identity="exact", extra=_name, gates=(_gate,), core=_name == "se",
+    )  # fmt: skip
 
 # --- Interventions: what a merge can express against how it trains ----------------------------------------------
 register(

@@ -32,14 +32,16 @@ class Call(NamedTuple):
       name: of the point.
       s, f: shortcut and branch.
       arguments: all that the merge is called with, by name: of `resjax.models.resnet` also the block's input `h`.
-      merge: (s, f) -> z, the merge itself with any s and f.
+      merge: (s, f) -> z, the merge itself with any s and f, and by keyword with any other of its arguments.
+      module: the submodule that merges: of `resjax.models.resnet` it has an attribute `merge`, its declaration.
     """
 
     name: str
     s: jax.Array
     f: jax.Array
     arguments: Mapping[str, Any]
-    merge: Callable[[jax.Array, jax.Array], jax.Array]
+    merge: Callable[..., jax.Array]
+    module: nn.Module
 
 
 def as_it_is(call: Call) -> jax.Array:
@@ -76,15 +78,15 @@ def apply_with_points(
         if not {"s", "f"} <= bound.arguments.keys():
             return call(*args, **kwargs)
 
-        def merge(s, f):
-            bound.arguments.update(s=s, f=f)
+        def merge(s, f, **others):
+            bound.arguments.update(s=s, f=f, **others)
             return call(*bound.args, **bound.kwargs)
 
         block = "/".join(context.module.path[:-1])
         runs = sum(name.partition("#")[0] == block for name in points)
         name = f"{block}#{runs + 1}" if runs else block
         s, f = bound.arguments["s"], bound.arguments["f"]
-        z = edit(Call(name, s, f, dict(bound.arguments), merge))
+        z = edit(Call(name, s, f, dict(bound.arguments), merge, context.module))
         points[name] = Point(s, f, z)
         return z
 

@@ -10,7 +10,14 @@ from resjax.training.trained import reopen
 
 
 def measure(
-    config: ConfigDict, workdir: str | os.PathLike, *, probe: str, images: int, split: str = "train", **options
+    config: ConfigDict,
+    workdir: str | os.PathLike,
+    *,
+    probe: str,
+    images: int,
+    split: str = "train",
+    moments: str = "init,trained",
+    **options,
 ) -> dict[str, list[dict]]:
     """{"rows": the probe's table of the finished run of `config`}, with columns seed and moment ("init", "trained").
 
@@ -20,15 +27,17 @@ def measure(
       probe: its name in `PROBES`.
       images: how many of the split, spread evenly over it; all if there are fewer.
       split: "train", "validation" or "test".
+      moments: which of the two.
       options: of the probe.
 
     Raises:
       ConfigError: the run is not finished, or has no checkpoint.
     """
     run = reopen(config, workdir)
-    rows = []
-    for moment, variables in (("init", run.initial), ("trained", run.final)):
-        seen = subjects(run.task, getattr(run.dataset, split), images, {s: variables[s] for s in run.seeds}, moment)
+    variables, rows = {"init": run.initial, "trained": run.final}, []
+    for moment in moments.split(","):
+        own = {seed: variables[moment][seed] for seed in run.seeds}
+        seen = subjects(run.task, getattr(run.dataset, split), images, own, moment)
         if seen:
             rows += PROBES[probe](seen, **options).assign(moment=moment).to_dict("records")
     return {"rows": rows}

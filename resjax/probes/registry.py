@@ -9,7 +9,15 @@ from collections.abc import Callable, Mapping
 
 import pandas as pd
 
+from resjax.probes.curvature import curvature, density
+from resjax.probes.gradients import gradients
+from resjax.probes.lesion import lesion
+from resjax.probes.masks import masks
+from resjax.probes.path_lengths import path_lengths
 from resjax.probes.propagation import propagation
+from resjax.probes.saturation import saturation
+from resjax.probes.sharpness import sharpness
+from resjax.probes.slices import interpolation, surface
 from resjax.probes.subject import Subject
 
 # (seed -> replica, options of the probe) -> a tidy table with the column `seed`.
@@ -26,6 +34,28 @@ def each(look: Callable[..., pd.DataFrame]) -> Probe:
     return probe
 
 
+def labelled(look: Callable[..., pd.DataFrame]) -> Probe:
+    """`each` of a look that is called with (net, variables, x, targets_BxK, loss, key) and options."""
+    return each(
+        lambda at, **options: look(at.net, at.variables, at.x_BxHxWxC, at.targets_BxK, at.loss, at.key, **options)
+    )
+
+
+def first(look: Callable[..., pd.DataFrame]) -> Probe:
+    """The probe that looks at the replica of the lowest seed alone."""
+    return lambda subjects, **options: each(look)({min(subjects): subjects[min(subjects)]}, **options)
+
+
 PROBES: dict[str, Probe] = {
+    "curvature": each(curvature),
+    "density": each(density),
+    "sharpness": each(sharpness),
+    "surface": first(surface),
+    "interpolation": interpolation,
+    "lesion": labelled(lesion),
+    "paths": labelled(path_lengths),
+    "saturation": each(saturation),
+    "masks": each(masks),
     "signal": each(lambda at: propagation(at.net, at.variables, at.x_BxHxWxC, at.key)),
+    "gradients": gradients,
 }

@@ -11,8 +11,8 @@ theory's. With LayerNorm it is right on average; single nets scatter, by some 10
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
@@ -86,6 +86,24 @@ def blocks(merge, h: Law, depth: int, **words) -> list[BlockSignal]:
     out = []
     for _ in range(depth):
         out.append(block(merge, h, **words))
+        h = out[-1].z
+    return out
+
+
+def stages(merge, depths: Sequence[int], *, norm: str = "bn", **words) -> list[BlockSignal]:
+    """`block` iterated over stages of so many blocks, [sum of depths], as a ResNet has them, after a ReLU stem.
+
+    A stage begins with a change of shape, where the shortcut is a normalised 1x1 convolution (option B): s and f are
+    Gaussian, and a gradient passes either in inverse proportion to what the norms divide by. Its gain compares powers
+    that are summed over the units of a sample.
+    """
+    out, h = [], gaussian().through(relu)
+    for i, depth in enumerate(depths):
+        if i:
+            start = block(merge, gaussian(), norm=norm, **words)
+            kurtosis, gain = start.z.kurtosis / h.kurtosis, start.gain / _normaliser(norm, h)
+            out.append(replace(start, kurtosis_factor=kurtosis, gain=gain))
+        out += blocks(merge, out[-1].z if i else h, depth - bool(i), norm=norm, **words)
         h = out[-1].z
     return out
 

@@ -164,7 +164,9 @@ class _Run:
             self.states, self.sums = self.replicas.spread((saved.tree["states"], saved.tree["sums"]))
         else:
             self.states = self.init(x_1xHxWxC, own_seeds)
-        self.rows, forgotten = hosts.on_first(lambda: self.run.keep_metrics_until(self.epoch))
+        # Who starts over looks before training again.
+        kept = self.epoch if saved else -1
+        self.rows, forgotten = hosts.on_first(lambda: self.run.keep_metrics_until(kept))
         if gap := history.gap(self.rows, self.seeds, self.epoch, self.config.early_stopping):
             raise ConfigError(f"{self.run.path}/metrics.jsonl lacks {gap}: to start over, delete {self.run.path}")
         where = {

@@ -45,7 +45,7 @@ class Probing:
     def due(self, epoch: int) -> list[str]:
         """Names of the probes that look at the end of `epoch`; 0 is before training, the last epoch always counts."""
         config = self._task.config
-        periods = {name: config.probes[name] for name in PROBES}
+        periods = {name: config.probes.get(name, 0) for name in PROBES}  # without an entry: for finished runs alone
         last = epoch == config.epochs
         return [name for name, period in periods.items() if period and (last or epoch % period == 0)]
 

@@ -1,0 +1,125 @@
+"""Q17: is a net with products an ensemble of paths, as an additive one is, or does every factor matter?
+
+  python -m experiments.lesion --smoke
+  python -m experiments.lesion --depths=8,20
+
+Trains the merges at several depths, with BatchNorm and, those of --ln, with LayerNorm, and looks at the finished nets
+on test images. Lesions (resjax/probes/lesion.py): blocks are skipped, cut down to their shortcut, held at the mean of
+their branch, or exchanged, one at a time and in random sets. Paths (resjax/probes/path_lengths.py): how the gradient
+is shared out among path lengths. The effect is how much the error rises by a lesion of one block of equal shape, and
+its paired difference to `add` of the same norm and depth; a net whose error is high has less to lose. Which merges
+train at which depth is reported beside it, diverged replicas counted.
+
+Writes OUT.csv (a row per net), OUT_effects.csv (comparisons with `add`, a row per norm, depth, metric and merge),
+OUT_curves.csv, and figures of both. Exit code 1: a cell failed; 2: bad input, in one line; 128 + n: stopped by
+signal n.
+"""
+
+import argparse
+import itertools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from ml_collections import ConfigDict
+
+from experiments import cells, measuring, study
+from experiments.ntk_generalization import whole_numbers
+from resjax.analysis import figures, lesion_figures, lesion_tables, tables
+from resjax.config import ConfigError
+
+MODULE = "experiments.lesion"
+MERGES = "add,mul,mul_bn,mul_bn1,mul_res,gate_sig,gate_sig_bn,sig_sig,se"  # core, and an identity init
+SMOKE = {
+    "merges": "add,mul_bn1,gate_sig", "ln": "", "depths": (8,), "set": ["model.name=mlp"], "seeds": 2, "epochs": 3,
+    "out": "results/lesion_smoke",
+}  # fmt: skip
+NUMBERS = {"frozen": ["tau", "accuracy"], "recalibrated": ["tau", "accuracy"], "paths": ["share"]}  # may be nan
+CURVES = {  # suffix of a figure -> what it shows; name of a curve -> title, label of the x axis
+    "_blocks": ("error", {
+        "block delete": ("one block skipped", "position of the block"),
+        "block delete_recalibrated": ("skipped, statistics recomputed", "position of the block"),
+        "block mean": ("branch held at its mean", "position of the block"),
+    }),
+    "_numbers": ("error", {
+        "number delete": ("blocks skipped", "number of blocks"),
+        "number mean": ("branches held at their means", "number of blocks"),
+        "order": ("blocks exchanged at random", "Kendall's tau of their order"),
+    }),
+    "_paths": ("share of the gradient", {
+        "paths init": ("before training", "path length (branches)"),
+        "paths trained": ("after training", "path length (branches)"),
+    }),
+}  # fmt: skip
+FOREST = {"delete": "one block skipped", "mean": "one branch held at its mean"}
+
+
+def main(
+    argv: Sequence[str] | None = None, train: cells.Train | None = None, measure: measuring.Measure | None = None
+) -> int:
+    """Runs the study; returns the exit code. `train` and `measure` replace the trainer and the measurement."""
+    p = cells.parser(MODULE, __doc__, SMOKE)
+    p.set_defaults(out="results/lesion", merges=MERGES, seeds=6, width=8)
+    p.add_argument("--depths", type=whole_numbers, default=(8, 20), metavar="N,N", help="of the nets; 8,20")
+    p.add_argument("--ln", default="add,mul,mul_bn1", metavar="A,B", help="merges with LayerNorm too; %(default)s")
+    p.add_argument("--images", type=int, default=360, metavar="N", help="test images of a lesion; %(default)s")
+    return study.main(MODULE, argv, p, configurations, looks, report, train, measure)
+
+
+def configurations(args: argparse.Namespace) -> dict[str, ConfigDict]:
+    """Config of every cell, by its label. Raises ConfigError."""
+    from resjax.models.merges import MERGES
+
+    if args.depth is not None or {"model.depth", "model.norm"} & {text.partition("=")[0] for text in args.set}:
+        raise ConfigError("--set: use --depths and --ln")
+    datasets = cells.datasets(args.datasets)
+    if len(datasets) > 1:
+        raise ConfigError(f"--datasets={args.datasets}: one at a time")
+    norms = {"bn": cells.merges(args.merges, MERGES), "ln": cells.merges(args.ln, MERGES) if args.ln else []}
+    return {
+        f"{merge}, depth {depth}, {norm}": cells.config(
+            args, datasets[0], merge, **{"model.depth": depth, "model.norm": norm}
+        )
+        for depth, (norm, merges) in itertools.product(args.depths, norms.items())
+        for merge in merges
+    }
+
+
+def looks(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """What is asked of every finished run."""
+    of_trained = {"probe": "lesion", "images": args.images, "split": "test", "moments": "trained"}
+    return {
+        "frozen": of_trained,
+        "recalibrated": of_trained | {"recalibrate": True, "draws": 0},
+        "paths": {"probe": "paths", "images": min(64, args.images), "split": "test"},
+    }
+
+
+def report(found: study.Found) -> list[Path]:
+    """Prints the verdicts, and writes the tables and figures."""
+    looked = {name: rows.astype(dict.fromkeys(NUMBERS[name], float)) for name, rows in found.looks.items()}
+    lesions = pd.concat([looked[name].assign(statistics=name) for name in ("frozen", "recalibrated")])
+    nets = lesion_tables.per_net(found.nets, lesions, looked["paths"])
+    metrics = ["OA", "train_loss", *lesion_tables.REMOVED, "path_length_init", "path_length_trained"]
+    effects = lesion_tables.compared(nets, metrics)
+    curves = lesion_tables.curves(lesions, looked["paths"])
+    header = dict(found.header)
+    for where, sentence in lesion_tables.verdicts(effects):
+        found.console.print(f"{where}: {sentence}", markup=False, highlight=False)
+        header[where] = sentence
+    out = found.args.out
+    written = {"": nets, "_effects": effects, "_curves": curves}
+    paths = [tables.write_csv(table, f"{out}{suffix}.csv", header) for suffix, table in written.items()]
+    for suffix, (ylabel, names) in CURVES.items():
+        paths += lesion_figures.lines(curves, f"{out}{suffix}", names, ylabel)
+    paths += lesion_figures.trainability(effects, f"{out}_trainability")
+    deepest = effects[(effects["depth"] == effects["depth"].max()) & (effects["norm"] == "bn")]
+    costs = deepest[deepest["metric"].isin(FOREST)]
+    costs = costs.assign(dataset=costs["metric"].map(FOREST) + f", depth {effects['depth'].max()}")
+    return paths + figures.forest(costs, f"{out}_effects", label="rise of the error")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

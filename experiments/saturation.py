@@ -1,0 +1,209 @@
+"""Q5, Q6, Q12: do gates saturate, what else makes them feel under-trained, and what do masks look at?
+
+  python -m experiments.saturation --smoke
+  python -m experiments.saturation
+
+Every cell is a ResNet-8 on digits; seeds are paired over cells. The parts (--parts):
+  gates     all gates and attentions of --merges, their saturation and gradients looked at during training
+  controls  gate_sig and gate_sig_bn with a larger rate behind the gate, and with a ReLU after the merge
+  rates     learning rate x schedule for add and both: is a gate's rate only too small?
+  number    gates in some blocks only, of all granularities or of the channels
+  masks     what the masks of trained products, gates and attentions look at
+
+Three explanations of Q5 stand against each other. Saturation: a good part of the gate's values lies at an asymptote.
+Small slope: none does, but a gate passes less of the gradient on, at init .212 of its amplitude; then a rate
+1/.212 = 4.7 times as large behind the gate, or a steeper gate, closes the gap to `add`. Sparsification: a ReLU after
+the merge kills units; then dropping it closes the gap that is there with it. What "closes" is, and who is
+"supported", is said in resjax/analysis/saturation.py: `hypotheses`.
+
+Writes OUT.csv (a row per cell and seed), OUT_gates.csv (what the probe saw), OUT_course.csv, OUT_effects.csv,
+OUT_hypotheses.csv, OUT_rates.csv, OUT_masks.csv, OUT_costs.csv, and figures.
+Exit code 1: a cell failed; 2: bad input, in one line; 128 + n: stopped by signal n.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from experiments import cells, measuring, study
+from experiments.saturation_cells import COUNTED, MERGES, PARTS, configurations, cures, pairs, parts, words
+from resjax import config as config_lib
+from resjax.analysis import saturation, tables
+from resjax.analysis import saturation_figures as figures
+from resjax.analysis import saturation_verdicts as verdicts
+
+MODULE = "experiments.saturation"
+COSTED = ("add", "mul", "gate_sig", "se", "cbam", "eca", "simam", "gate_granularity")
+EARLY = 5  # epochs in which being under-trained shows
+IMAGES = 16  # whose masks are looked at
+SMOKE = {  # an mlp compiles in a third of the time, but has no maps, and so no masks
+    "merges": "gate_sig", "parts": "gates,controls,rates,number", "set": ["model.name=mlp"], "rates": (0.1,),
+    "schedules": ("cosine",), "blocks": (1,), "seeds": 2, "epochs": 6, "depth": 6, "width": 16, "every": 2,
+    "out": "results/saturation_smoke",
+}  # fmt: skip
+
+
+def main(
+    argv: Sequence[str] | None = None, train: cells.Train | None = None, measure: measuring.Measure | None = None
+) -> int:
+    """Runs the study; returns the exit code. `train` and `measure` replace the trainer and the looks."""
+    return study.main(MODULE, argv, _parser(), configurations, looks, report, train, measure)
+
+
+def _parser() -> argparse.ArgumentParser:
+    p = cells.parser(MODULE, __doc__, SMOKE)
+    p.set_defaults(out="results/saturation", merges=MERGES, seeds=6)
+    group = p.add_argument_group("what is varied")
+    group.add_argument("--parts", default=",".join(PARTS), metavar="A,B", help="%(default)s")
+    group.add_argument("--rates", type=_numbers, default=(0.03, 0.1, 0.3, 1.0), metavar="X,X", help="%(default)s")
+    group.add_argument("--schedules", type=words, default=("cosine", "constant", "step"), metavar="A,B")
+    group.add_argument("--blocks", type=_whole_numbers, default=(1, 2), metavar="N,N", help="gated; beside all")
+    group.add_argument("--every", type=int, default=4, metavar="N", help="epochs between two looks; %(default)s")
+    return p
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(map(float, words(text)))
+
+
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, words(text)))
+
+
+def looks(args: argparse.Namespace) -> dict[str, dict]:
+    """The masks of the cells of that part."""
+    chosen = tuple(cell.label for cell in parts(args).get("masks", ()))
+    return {"masks": {"images": IMAGES, "probe": "masks", "split": "test", "cells": chosen}} if chosen else {}
+
+
+class Results(NamedTuple):
+    """What is written.
+
+    Attributes:
+      tables: by what follows OUT in the file's name.
+      verdicts: by what they are on.
+      figures: functions of a path, named after what follows OUT.
+    """
+
+    tables: dict[str, pd.DataFrame]
+    verdicts: dict[str, str]
+    figures: list[partial]
+
+
+def report(found: study.Found) -> list[Path]:
+    """Prints the verdicts, and writes the tables and figures."""
+    chosen = parts(found.args)
+    labels = {name: list(dict.fromkeys(cell.label for cell in own)) for name, own in chosen.items()}
+    nets = with_metrics(found)
+    results = Results({"": nets, "_effects": saturation.effects(nets, pairs(chosen, set(nets["cell"])))}, {}, [])
+    gates = looked_at(found)
+    if gates is not None:
+        _on_gates(results, gates, labels.get("gates"))
+    if "controls" in labels:
+        _on_controls(results, nets, gates, labels["controls"])
+    if "rates" in labels:
+        _on_rates(results, nets[nets["cell"].isin(labels["rates"])])
+    if "number" in labels:
+        _on_number(results, nets, min(found.args.blocks, default=0))
+    if "masks" in labels:
+        _on_masks(results, found.looks["masks"])
+    for name, text in results.verdicts.items():
+        found.console.print(f"\n{name}: {text}", markup=False, highlight=False)
+    header = found.header | {f"verdict on {name}": text for name, text in results.verdicts.items()}
+    out = found.args.out
+    paths = [tables.write_csv(table, f"{out}{suffix}.csv", header) for suffix, table in results.tables.items()]
+    return paths + [path for figure in results.figures for path in figure(f"{out}_{figure.func.__name__}")]
+
+
+def looked_at(found: study.Found) -> pd.DataFrame | None:
+    """What the probe left in all the cells that have it."""
+    probed = [o for o in found.outcomes if o.config.probes.saturation and o.run_dir]
+    if not probed:
+        return None
+    gates = replace(found, outcomes=probed).probed("saturation")
+    numbers = gates.columns[gates.columns.get_loc("gate") + 1 :]
+    return gates.astype(dict.fromkeys(numbers, float)).astype({"epoch": int})
+
+
+def _on_gates(results: Results, gates: pd.DataFrame, labels: list[str] | None) -> None:
+    course = saturation.over_training(gates)
+    results.tables.update({"_gates": gates, "_course": course})
+    if labels:
+        course = course[course["cell"].isin(labels)]
+        results.figures.append(partial(figures.histograms, gates[gates["cell"].isin(labels)]))
+        results.figures.append(partial(figures.course, course))
+        results.verdicts["Q6, saturation"] = verdicts.on_attention(course)
+
+
+def _on_controls(results: Results, nets: pd.DataFrame, gates: pd.DataFrame, labels: list[str]) -> None:
+    effects = results.tables["_effects"]
+    results.figures.append(partial(figures.effects, effects[effects["arm"] == "controls"]))
+    if tests := cures(labels):
+        results.tables["_hypotheses"] = saturation.hypotheses(nets, gates, tests)
+        results.verdicts["Q5, explanations"] = verdicts.on_gates(results.tables["_hypotheses"])
+
+
+def _on_rates(results: Results, nets: pd.DataFrame) -> None:
+    results.tables["_rates"] = saturation.best_rates(nets)
+    results.verdicts["Q5, learning rate"] = verdicts.on_rates(results.tables["_rates"])
+    results.figures.append(partial(figures.rates, nets))
+
+
+def _on_number(results: Results, nets: pd.DataFrame, least: int) -> None:
+    effects = results.tables["_effects"]
+    blocks = nets[["cell", "blocks"]].drop_duplicates()
+    results.figures.append(partial(figures.number, effects[effects["arm"] == "number"].merge(blocks, on="cell")))
+    few = f"{COUNTED[0]}, {least} gated"
+    if {few, *COUNTED[:2]} <= set(nets["cell"]):
+        results.verdicts["Q6, number and granularity"] = verdicts.on_number(nets, COUNTED[0], few, COUNTED[1])
+
+
+def _on_masks(results: Results, masks: pd.DataFrame) -> None:
+    masks = masks.astype({"relative": float, "ink": float})
+    results.tables.update({"_masks": saturation.attention(masks), "_costs": costs()})
+    results.verdicts["Q12, masks"] = verdicts.on_masks(results.tables["_masks"])
+    results.figures.append(partial(figures.masks, masks))
+
+
+def with_metrics(found: study.Found) -> pd.DataFrame:
+    """`found.nets` with early_loss, log_train_loss, schedule, and blocks, the number of those with the merge."""
+    nets, early = found.nets, {}
+    for outcome in found.outcomes:
+        if outcome.run_dir:
+            run = tables.load(outcome.run_dir)
+            first = run[(run["split"] == "train") & (run["epoch"] <= EARLY)].groupby("seed")["loss"]
+            early |= {(outcome.label, seed): loss for seed, loss in first.mean().items()}
+    config = {o.label: o.config for o in found.outcomes}
+    nets["early_loss"] = [early.get(key) for key in zip(nets["cell"], nets["seed"], strict=True)]
+    nets["early_loss"] = nets["early_loss"].where(nets["status"] == "done").astype(float)
+    nets["log_train_loss"] = np.log10(nets["train_loss"])
+    nets["schedule"] = [config[cell].schedule.name for cell in nets["cell"]]
+    depth = [(config[cell].model.depth - 2) // 2 for cell in nets["cell"]]
+    nets["blocks"] = [config[cell].model.merge_blocks or own for cell, own in zip(nets["cell"], depth, strict=True)]
+    return nets
+
+
+def costs() -> pd.DataFrame:
+    """A row per merge of COSTED: parameters and flops of ResNet-20 on a 32x32x3 image, and those above `add`'s."""
+    from resjax.models.build import build
+    from resjax.probes.masks import costs as costs_of
+
+    model, rows = config_lib.base().model, []
+    for merge in COSTED:
+        model.update({"depth": 20, "merge": merge})
+        rows.append({"merge": merge} | costs_of(build(model, 10), (32, 32, 3)))
+    table = pd.DataFrame(rows)
+    for column in ("parameters", "flops"):
+        table[f"more_{column}"] = table[column] - table[column].iloc[0]
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,325 @@
+"""Figures of the landscape study, drawn from tables alone: curvature, stalls, sharpness, planes and lines.
+
+Each is 7 inches wide and written as PNG and PDF; merges look as in every other figure (`figures.style`). Lines are
+means over seeds, bands and bars their 95 % BCa intervals. Every function takes the path of its figure without suffix,
+and returns the paths of both files.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib
+import numpy as np
+import pandas as pd
+
+from resjax import stats
+from resjax.analysis import figures
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+WIDTH = 7.0  # inches, a text width
+GREY = "#595959"
+
+
+def training(curvature: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
+    """Curvature over training.
+
+    Args:
+      curvature: of the probe, with merge, seed and epoch.
+      path: of the figure.
+    """
+    words = {
+        "negative": "negative, share of all",
+        "negative_mass": "negative, share of moduli",
+        "grad_norm": "gradient norm, all images",
+        "lambda_max": "largest eigenvalue",
+        "depth": "minus smallest eigenvalue",
+        "trace": "trace",
+    }
+    table = curvature.assign(depth=(-curvature["lambda_min"]).where(curvature["lambda_min"] < 0))
+    return _panels(table, "epoch", words, path, "epoch", list(words)[2:])
+
+
+def gradients(course: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
+    """Training loss and gradient norm (mean over an epoch's steps).
+
+    Args:
+      course: of `tables.load`, several runs.
+      path: of the figure.
+    """
+    words = {"loss": "training loss", "grad_norm": "gradient norm of a batch"}
+    return _panels(course[course["split"] == "train"], "epoch", words, path, "epoch", list(words))
+
+
+def escapes(drops: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
+    """What steps take away of the loss, in percent, over training.
+
+    Args:
+      drops: of `landscape_tables.drops`, with merge, seed and epoch.
+      path: of the figure.
+    """
+    words = {
+        "escape_drop": "along negative curvature",
+        "gradient_drop": "gradient, same length",
+        "descent_drop": "gradient, its best length",
+    }
+    table = drops.assign(**{name: (100 * drops[name]).clip(lower=-100) for name in words})
+    return _panels(table, "epoch", words, path, "epoch", [], ylabel="loss taken away (%, at least -100)", share=True)
+
+
+def sweep(sharpness: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
+    """Sharpness and test error against batch size; a figure for the first rule of the learning rate.
+
+    Args:
+      sharpness: with merge, seed, batch_size, rate, error and the readings.
+      path: of the figure.
+    """
+    words = {
+        "asam": "adaptive sharpness (nats)",
+        "sam": "SAM sharpness (nats)",
+        "box": "box sharpness (%)",
+        "lambda_max": "largest eigenvalue",
+        "trace": "trace",
+        "error": "test error (%)",
+    }
+    rows = sharpness[sharpness["rate"] == sharpness["rate"].iloc[0]]
+    rows = rows.assign(error=100 * rows["error"])
+    return _panels(rows, "batch_size", words, path, "batch size", list(words)[:5], base=2)
+
+
+def _panels(
+    table: pd.DataFrame,
+    x: str,
+    words: Mapping[str, str],
+    path: str | os.PathLike,
+    xlabel: str,
+    logs: Sequence[str],
+    ylabel: str = "",
+    share: bool = False,
+    base: int = 0,
+) -> list[Path]:
+    """A panel per column of `words`: lines of every merge over x; `logs` are columns, `base` is that of a log x."""
+    with matplotlib.rc_context(figures.RC):
+        columns = 2 if len(words) == 2 else 3
+        rows = -(-len(words) // columns)
+        figure = figures.new_figure(WIDTH, 0.75 + 2.1 * rows)
+        panels = figure.subplots(rows, columns, squeeze=False, sharey=share)
+        for axes, (column, text) in zip(panels.flat, words.items(), strict=False):
+            for merge, of_merge in table.groupby("merge", sort=False):
+                _line(axes, of_merge, x, column, merge)
+            axes.set_title(text)
+            if base:
+                axes.set_xscale("log", base=base)
+                ticks = sorted(table[x].unique())
+                axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+                axes.minorticks_off()
+            if column in logs and (table[column].dropna() > 0).all():
+                axes.set_yscale("log")
+                _plain(axes.yaxis)
+        for axes in panels[-1]:
+            axes.set_xlabel(xlabel)
+        panels[0, 0].set_ylabel(ylabel)
+        _legend(figure, table)
+        return _saved(figure, path)
+
+
+def _line(axes: "Axes", rows: pd.DataFrame, x: str, column: str, merge: str) -> None:
+    """Mean and interval of a column over seeds, at each x."""
+    rows = rows[np.isfinite(rows[column].astype(float))]
+    cis = {at: stats.mean_ci(values) for at, values in rows.groupby(x)[column]}
+    if not cis:
+        return
+    mean, low, high = np.array([[ci["mean"], ci["ci_low"], ci["ci_high"]] for ci in cis.values()], float).T
+    colour, marker = figures.style(merge)
+    axes.fill_between(list(cis), low, high, color=colour, alpha=0.18, linewidth=0)
+    every = max(1, len(cis) // 8)
+    axes.plot(list(cis), mean, color=colour, marker=marker, markersize=4, markevery=every, linewidth=1.1)
+
+
+def _plain(axis: "Axis") -> None:
+    """Plain numbers on a logarithmic axis: 1, 2 and 5 of each decade, over a long range the decades alone."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,), numticks=12))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def negative_against_loss(curvature: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
+    """The share of negative eigenvalues, and of their moduli, against the loss: a path through training per merge.
+
+    Args:
+      curvature: of the probe, with merge, seed and epoch.
+      path: of the figure.
+    """
+    words = {"negative": "share of negative eigenvalues", "negative_mass": "negative share of the moduli"}
+    with matplotlib.rc_context(figures.RC):
+        figure = figures.new_figure(WIDTH, 3.2)
+        for axes, (column, text) in zip(figure.subplots(1, 2), words.items(), strict=True):
+            for merge, rows in curvature.groupby("merge", sort=False):
+                _path(axes, rows.dropna(subset=[column]), column, merge)
+            axes.set_xscale("log")
+            _plain(axes.xaxis)
+            axes.set_xlabel("training loss, all images (nats)")
+            axes.set_ylabel(text)
+        _legend(figure, curvature)
+        return _saved(figure, path)
+
+
+def _path(axes: "Axes", rows: pd.DataFrame, column: str, merge: str) -> None:
+    """Means with intervals of both coordinates at each epoch, joined; the open marker is the net before training."""
+    colour, marker = figures.style(merge)
+    points = []
+    for epoch, at in rows.groupby("epoch"):
+        x, y = stats.mean_ci(at["loss"]), stats.mean_ci(at[column])
+        reach = [
+            None if ci["ci_low"] is None else [[ci["mean"] - ci["ci_low"]], [ci["ci_high"] - ci["mean"]]]
+            for ci in (x, y)
+        ]
+        face = "white" if epoch == 0 else colour
+        axes.errorbar(
+            x["mean"], y["mean"], xerr=reach[0], yerr=reach[1], color=colour, marker=marker, markerfacecolor=face,
+            markersize=4.5, elinewidth=0.7,
+        )  # fmt: skip
+        points.append((x["mean"], y["mean"]))
+    axes.plot(*np.array(points).reshape(-1, 2).T, color=colour, linewidth=0.8, alpha=0.6)
+
+
+def densities(density: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
+    """The density of eigenvalues of every merge, a panel each.
+
+    Args:
+      density: of `landscape_tables.smoothed`.
+      path: of the figure.
+    """
+    merges = list(dict.fromkeys(density["merge"]))
+    ticks = [t for t in (-100, -1, 0, 1, 100, 10000) if density["eigenvalue"].min() < t < density["eigenvalue"].max()]
+    linear = _linear(density)
+    with matplotlib.rc_context(figures.RC):
+        columns = min(4, len(merges))
+        rows = -(-len(merges) // columns)
+        figure = figures.new_figure(WIDTH, 0.5 + 1.75 * rows)
+        panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        for axes, merge in zip(panels.flat, merges, strict=False):
+            of_merge = density[density["merge"] == merge]
+            axes.axvline(0, color=GREY, linewidth=0.6)
+            _line(axes, of_merge.assign(density=of_merge["density"].clip(lower=1e-12)), "u", "density", merge)
+            axes.lines[-1].set_marker("")
+            axes.set_title(f"{merge}, n = {of_merge['seed'].nunique()}")
+            axes.set_yscale("log")
+            axes.set_ylim(1e-6, 3)
+            axes.set_xticks(np.arcsinh(np.array(ticks) / linear), [f"{tick:g}" for tick in ticks])
+        for axes in panels.flat[len(merges) :]:
+            axes.set_visible(False)
+        figure.supxlabel(f"eigenvalue (linear within {linear:g} of 0, logarithmic beyond)", fontsize=9)
+        figure.supylabel("share of eigenvalues per unit", fontsize=9)
+        return _saved(figure, path)
+
+
+def _linear(density: pd.DataFrame) -> float:
+    """The eigenvalue below which the scale u is linear."""
+    far = density.loc[density["u"].abs().idxmax()]
+    return float(np.round(far["eigenvalue"] / np.sinh(far["u"]), 12))
+
+
+def planes(surface: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
+    """The loss on a plane around one net of each merge; a cross is the net.
+
+    Args:
+      surface: of the probe, with merge and seed.
+      path: of the figure.
+    """
+    from matplotlib.colors import LogNorm
+
+    merges = list(dict.fromkeys(surface["merge"]))
+    with matplotlib.rc_context(figures.RC):
+        figure = figures.new_figure(WIDTH, 2.1)
+        panels = figure.subplots(1, len(merges), squeeze=False, sharex=True, sharey=True)[0]
+        loss = surface["loss"].replace([np.inf, -np.inf], np.nan)
+        low, high = max(loss.min(), 1e-4), min(loss.max(), 100)
+        norm, levels = LogNorm(low, high), np.geomspace(low, high, 13)
+        for axes, merge in zip(panels, merges, strict=True):
+            rows = surface[surface["merge"] == merge]
+            grid = rows.pivot(index="b", columns="a", values="loss").clip(low, high).fillna(high)
+            drawn = axes.contourf(grid.columns, grid.index, grid, levels, norm=norm, cmap="cividis", extend="both")
+            axes.contour(grid.columns, grid.index, grid, levels[::2], norm=norm, colors="white", linewidths=0.4)
+            axes.plot(0, 0, marker="x", color="white", markersize=5)
+            axes.set_title(f"{merge}, seed {rows['seed'].iloc[0]}")
+            axes.set_xlabel("a (in filter norms)")
+            axes.set_aspect("equal")
+            axes.grid(visible=False)
+        panels[0].set_ylabel("b (in filter norms)")
+        bar = figure.colorbar(drawn, ax=panels, label="training loss (nats)", shrink=0.8)
+        bar.ax.yaxis.set_major_locator(matplotlib.ticker.LogLocator())
+        bar.ax.yaxis.set_major_formatter("{x:g}")
+        bar.ax.minorticks_off()
+        return _saved(figure, path)
+
+
+def lines(line: pd.DataFrame, barriers: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
+    """The loss between seeds, and its barrier.
+
+    Args:
+      line: of the interpolation probe, with merge.
+      barriers: of `landscape_tables.barriers`.
+      path: of the figure.
+    """
+    kinds = ("interpolated", "recomputed")
+    merges = list(dict.fromkeys(line["merge"]))
+    with matplotlib.rc_context(figures.RC):
+        figure = figures.new_figure(WIDTH, 3.0)
+        *courses, forest = figure.subplots(1, 3)
+        for axes, kind in zip(courses, kinds, strict=True):
+            for merge, rows in line[line["statistics"] == kind].groupby("merge", sort=False):
+                _line(axes, rows, "alpha", "loss", merge)
+            axes.set_yscale("log")
+            _plain(axes.yaxis)
+            axes.set_title(f"statistics {kind}")
+            axes.set_xlabel("position between two seeds")
+        top = max(axes.get_ylim()[1] for axes in courses)
+        for axes in courses:
+            axes.set_ylim(min(axes.get_ylim()[0] for axes in courses), top)
+        courses[0].set_ylabel("training loss (nats)")
+        for row, merge in enumerate(merges):
+            colour, marker = figures.style(merge)
+            for kind, shift, face in zip(kinds, (0.15, -0.15), ("white", colour), strict=True):
+                of = barriers[(barriers["merge"] == merge) & (barriers["statistics"] == kind)]
+                ci = stats.mean_ci(of["barrier"][np.isfinite(of["barrier"])])
+                if ci["mean"] is None:
+                    continue
+                if ci["ci_low"] is not None:
+                    forest.plot([ci["ci_low"], ci["ci_high"]], [row + shift] * 2, color=colour, linewidth=1.2)
+                forest.plot(ci["mean"], row + shift, color=colour, marker=marker, markerfacecolor=face, markersize=5)
+        forest.set_yticks(range(len(merges)), merges)
+        forest.set_ylim(len(merges) - 0.5, -0.5)
+        forest.axvline(0, color=GREY, linewidth=0.6)
+        forest.set_xlabel("barrier (nats)")
+        forest.set_title("open: interpolated")
+        _legend(figure, line)
+        return _saved(figure, path)
+
+
+def _legend(figure: "Figure", table: pd.DataFrame) -> None:
+    """Below the panels: every merge, and n."""
+    from matplotlib.lines import Line2D
+
+    seeds = table.groupby("merge", sort=False)["seed"].nunique()
+    n = f"n = {seeds.min()}" if seeds.min() == seeds.max() else f"n = {seeds.min()} to {seeds.max()}"
+    handles = [
+        Line2D([], [], color=figures.style(m)[0], marker=figures.style(m)[1], markersize=5, label=m)
+        for m in seeds.index
+    ]
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=min(8, len(handles)), columnspacing=1.0, handlelength=1.5,
+        title=f"{n} seeds, 95 % CI", title_fontsize=8,
+    )  # fmt: skip
+
+
+def _saved(figure: "Figure", path: str | os.PathLike) -> list[Path]:
+    return [figures.save(figure, Path(f"{path}{suffix}")) for suffix in (".png", ".pdf")]

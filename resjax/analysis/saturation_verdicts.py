@@ -1,0 +1,80 @@
+"""The verdicts of the saturation study in words, each with its intervals, from the tables of `analysis.saturation`."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from resjax.analysis.saturation import contrast, decided
+
+
+def interval(ci: Mapping, names: Sequence[str] = ("mean", "ci_low", "ci_high"), factor: float = 1) -> str:
+    """`0.12 [0.1, 0.14]`."""
+    mean, low, high = (ci[name] for name in names)
+    if mean is None or np.isnan(mean):
+        return "unknown"
+    return f"{factor * mean:.3g}" + (
+        "" if low is None or np.isnan(low) else f" [{factor * low:.3g}, {factor * high:.3g}]"
+    )
+
+
+def on_gates(table: pd.DataFrame) -> str:
+    """Q5 in words, from `hypotheses`."""
+    sentences = []
+    for merge, rows in table.groupby("merge", sort=False):
+        share = rows[rows["metric"] == "saturated"].iloc[0]
+        text = f"{merge} (n = {share['n']:.0f}): saturation {share['verdict']}, "
+        text += f"{interval(share, ('estimate', 'low', 'high'), 100)} % of gate values lie at an asymptote"
+        early = rows[rows["metric"] == "early_loss"]
+        for hypothesis, cures in early.groupby("hypothesis", sort=False):
+            gap = interval(cures.iloc[0], ("gap", "gap_low", "gap_high"))
+            text += f"; {hypothesis}: early training loss {gap} nats above add's, left "
+            text += ", ".join(
+                f"{interval(c, ('left', 'left_low', 'left_high'))} with {c['evidence']} ({c['verdict']})"
+                for _, c in cures.iterrows()
+            )
+        sentences.append(text)
+    return ". ".join(sentences)
+
+
+def on_rates(table: pd.DataFrame) -> str:
+    """Whether a gate wants a larger rate, and whether that closes its gap, from `best_rates`."""
+    names = ("", "_low", "_high")
+    return ". ".join(
+        f"{row['merge']}, {row['schedule']}: best rate {interval(row, [f'ratio{n}' for n in names])} times add's "
+        f"(n = {row['n']:.0f}); final training loss {interval(row, [f'at_base{n}' for n in names])} decades above "
+        f"add's at add's best rate {row['best_add']:g}, {interval(row, [f'at_best{n}' for n in names])} at its own "
+        f"{row['best']:g}"
+        for _, row in table.iterrows()
+    )
+
+
+def on_attention(course: pd.DataFrame) -> str:
+    """Q6 in words: who is saturated at the end, from `over_training`."""
+    rows = course[(course["epoch"] == course["epoch"].max()) & (course["quantity"] == "saturated")]
+    return f"share of gate values at an asymptote at the end (n = {rows['n'].max()}, %): " + ", ".join(
+        f"{row['cell']} {interval(row, factor=100)}" for _, row in rows.iterrows()
+    )
+
+
+def on_number(nets: pd.DataFrame, many: str, few: str, coarse: str) -> str:
+    """Whether the number of gated blocks or the gate's granularity decides: full gates in all blocks against both."""
+    number, dimension = (contrast(nets, {many: 1, other: -1}, "early_loss") for other in (few, coarse))
+    difference = contrast(nets, {coarse: 1, few: -1}, "early_loss")
+    larger = {"supported": "the number matters more", "refuted": "the granularity matters more"}.get(
+        decided(difference), "neither is shown to matter more"
+    )
+    return (
+        f"early training loss of {many} is {interval(number)} nats above that of {few}, and {interval(dimension)} "
+        f"above that of {coarse} (n = {number['n']}): {larger}, difference {interval(difference)}"
+    )
+
+
+def on_masks(table: pd.DataFrame) -> str:
+    """Q12 in words: what the masks of the first block look at after training, from `attention`."""
+    rows = table[(table["moment"] == "trained") & (table["block"] == table["block"].iloc[0])]
+    return f"masks of {table['block'].iloc[0]} after training (n = {rows['n'].max():.0f}): " + "; ".join(
+        f"{row['cell']} varies by {interval(row, ('contrast', 'contrast_low', 'contrast_high'), 100)} % over "
+        f"positions, correlation with the ink {interval(row, ('ink', 'ink_low', 'ink_high'))}"
+        for _, row in rows.iterrows()
+    )

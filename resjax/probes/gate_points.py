@@ -1,0 +1,68 @@
+"""The gates of a net's merge points: what their merges declare, and the arrays that the gates are made of."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+
+from resjax.models.merges import Merge
+from resjax.probes.merge_points import Call, apply_with_points, as_it_is
+
+
+class Around(NamedTuple):
+    """A merge point and what is computed around it; [B, ..., C] all, but for `m`, which broadcasts against them.
+
+    Attributes:
+      s, f, z: of the `merge_points.Point`.
+      m: the third map of the merge; None if it has none.
+      out: what leaves the module around the merge: z after an activation that may follow.
+    """
+
+    s: jax.Array
+    f: jax.Array
+    z: jax.Array
+    m: jax.Array | None
+    out: jax.Array
+
+
+def apply_with_gates(
+    net: nn.Module, variables: Mapping[str, Any], x: jax.Array, edit: Callable[[Call], jax.Array] = as_it_is, **words
+) -> tuple[Any, OrderedDict[str, Around], dict[str, Merge | None]]:
+    """`apply_with_points`, with what lies around the points, and the merge that each declares.
+
+    A point's module declares its merge by an attribute `merge`; None: it does not. Of a merge with `extra`, the third
+    map is what the module's submodule of that name returns.
+
+    Args:
+      net: of `apply_with_points`, as all the others.
+      variables: its collections.
+      x: its input [B, ...].
+      edit: gives the z of a point; it calls the merge once.
+      **words: keywords of `net.apply` and of the net's call; `mutable`, if given, is a list.
+
+    Returns:
+      What the net returns, without what Linen captures; and both by the names of the points.
+
+    Raises:
+      ConfigError: the net has no merge points.
+    """
+    merges: dict[str, Merge | None] = {}
+
+    def declaring(call: Call) -> jax.Array:
+        declared = getattr(call.module, "merge", None)
+        merges[call.name] = declared if isinstance(declared, Merge) else None
+        return edit(call)
+
+    words = {"mutable": []} | words
+    (out, state), points = apply_with_points(net, variables, x, declaring, capture_intermediates=True, **words)
+    around = OrderedDict()
+    for name, point in points.items():
+        path, _, run = name.partition("#")
+        run, captured, merge = int(run or 1) - 1, state["intermediates"], merges[name]
+        for part in filter(None, path.split("/")):
+            captured = captured[part]
+        m = captured["merge"][merge.extra]["__call__"][run] if merge and merge.extra else None
+        around[name] = Around(*point, m, captured["__call__"][run])
+    return out, around, merges

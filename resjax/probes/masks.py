@@ -1,0 +1,71 @@
+"""The masks that merges lay over feature maps: where they look, and what they cost."""
+
+from collections import OrderedDict
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from resjax.config import ConfigError
+from resjax.probes.gate_points import apply_with_gates
+from resjax.probes.subject import Subject
+
+
+def masks(at: Subject) -> pd.DataFrame:
+    """A row per merge point, image and position of its feature map.
+
+    Columns:
+      block: name of the merge point (`resjax.probes.merge_points`).
+      image: index into the images.
+      row, column: of the position, from 0.
+      mask: what the other path is multiplied by there: the mean over channels of the gate (of f or m where there are
+        several), or of |f| where the merge declares none: the mask of a product, and of a sum none at all.
+      relative: mask over its mean over the positions of that image: 1 is the share of no attention.
+      ink: mean over the input's channels, averaged down to the position.
+
+    Args:
+      at: a net of feature maps; it runs as at test time.
+
+    Raises:
+      ConfigError: the net has no merge points, or one of them is not of maps [B, H, W, C].
+    """
+    found, tables = jax.device_get(_masks(at.net, at.variables, at.x_BxHxWxC)), []
+    for name, (mask_BxHxW, ink_BxHxW) in found.items():
+        image, row, column = (axis.ravel() for axis in np.indices(mask_BxHxW.shape))
+        relative = mask_BxHxW / mask_BxHxW.mean((1, 2), keepdims=True)
+        columns = {"mask": mask_BxHxW.ravel(), "relative": relative.ravel(), "ink": ink_BxHxW.ravel()}
+        tables.append(pd.DataFrame({"block": name, "image": image, "row": row, "column": column} | columns))
+    return pd.concat(tables, ignore_index=True)
+
+
+@partial(jax.jit, static_argnames="net")
+def _masks(net: nn.Module, variables: dict, x: jax.Array) -> OrderedDict[str, tuple[jax.Array, jax.Array]]:
+    """Mask and ink, [B, H, W] both, of every point."""
+    _, points, merges = apply_with_gates(net, variables, x)
+    found = OrderedDict()
+    for name, point in points.items():
+        if point.f.ndim != 4:
+            raise ConfigError(f"a mask is of maps [B, H, W, C]; at {name} they have the shape {point.f.shape}")
+        gates = merges[name].gates if merges[name] else ()
+        gate = gates[-1].value(getattr(point, gates[-1].of)) if gates else jnp.abs(point.f)
+        mask_BxHxW = jnp.broadcast_to(jnp.mean(gate, -1), point.f.shape[:-1])
+        ink_BxHxW = jax.image.resize(jnp.mean(x, -1), mask_BxHxW.shape, "linear")
+        found[name] = mask_BxHxW, ink_BxHxW
+    return found
+
+
+def costs(net: nn.Module, shape: tuple[int, ...]) -> dict[str, float]:
+    """What an input of the given shape [H, W, C] costs.
+
+    Returns:
+      parameters, and flops: multiplications and additions of one forward pass at test time, as XLA counts them before
+      it optimises.
+    """
+    x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    variables = jax.eval_shape(net.init, jax.random.key(0), x)
+    flops = jax.jit(net.apply).lower(variables, x).cost_analysis()["flops"]
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    return {"parameters": parameters, "flops": flops}

@@ -1,0 +1,206 @@
+"""The landscape study with made-up nets: its numbers by hand, and what it runs and reports."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from fake_runs import write_run
+from scipy.stats import kendalltau
+
+from experiments import cells, landscape, measuring
+from resjax import config as config_lib
+from resjax.analysis import landscape_tables as lt
+
+
+# --- Numbers ----------------------------------------------------------------------------------------------------
+def points(n=12):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 5, n).astype(float)  # with ties
+    return pd.DataFrame({"x": x, "y": x + rng.normal(size=n), "seed": np.arange(n) % 4, "group": np.arange(n) % 2})
+
+
+def test_the_rank_correlation_is_kendalls():
+    table = points()
+    got = lt.rank_correlation(table, "x", "y", ["seed"])
+    assert got["tau"] == pytest.approx(kendalltau(table["x"], table["y"]).statistic)
+    assert got["tau_low"] < got["tau"] < got["tau_high"] and got["points"] == 12
+    assert got == lt.rank_correlation(table, "x", "y", ["seed"])  # from a fixed stream
+    reverse = lt.rank_correlation(table.assign(y=-table["y"]), "x", "y", ["seed"])
+    assert [reverse["tau_low"], reverse["tau_high"]] == pytest.approx([-got["tau_high"], -got["tau_low"]])
+
+
+def test_pairs_within_groups_alone():
+    table = pd.DataFrame({"x": [1, 2, 11, 12], "y": [1, 2, -9, -8], "seed": [0, 1, 0, 1], "group": [0, 0, 1, 1]})
+    assert lt.rank_correlation(table, "x", "y", ["seed"])["tau"] == pytest.approx(-1 / 3)
+    assert lt.rank_correlation(table, "x", "y", ["seed"], ["group"])["tau"] == 1
+    both = lt.correlations(table.assign(merge=table["group"]), ["x"], ["y"], ["seed"]).set_index("merge")
+    assert both["tau"].to_dict() == {0: 1, 1: 1, "all merges": 1}
+
+
+def test_what_can_not_be_compared_is_unknown():
+    table = points().assign(y=1.0)
+    got = lt.rank_correlation(table, "x", "y", ["seed"])
+    assert np.isnan([got["tau"], got["tau_low"], got["tau_high"]]).all() and "unknown" in lt.in_words(got)
+    table.loc[0, "y"] = np.nan
+    assert lt.rank_correlation(table, "x", "y", ["seed"])["points"] == 11
+
+
+def course(loss, norm, merge="add", seed=0):
+    rows = {"dataset": "digits", "merge": merge, "seed": seed, "split": "train", "epoch": range(1, len(loss) + 1)}
+    return pd.DataFrame(rows | {"loss": loss, "grad_norm": norm})
+
+
+def test_a_stall_is_a_loss_that_does_not_fall():
+    loss = [8, 4, 2, 1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
+    norm = [5, 4, 3, 2, 1, 1, 1, 1, 1, 0.1]
+    falling = list(2.0 ** -np.arange(10))
+    table = lt.stalls(
+        pd.concat([course(loss, norm), course(falling, norm, seed=1), course([np.nan] * 10, norm, seed=2)])
+    )
+    assert list(table["seed"]) == [0, 1]  # the third diverged
+    first, second = table.to_dict("records")
+    assert (first["stalled"], first["stall_loss"], first["stall_grad_norm"]) == (1, 0.5, 0.1)
+    assert first["stall_ratio"] == pytest.approx(0.02) and first["final_loss"] == 0.5
+    assert second["stalled"] == 0 and np.isnan(second["stall_ratio"]) and second["final_ratio"] == 0.02
+
+
+def test_a_barrier_is_the_rise_above_the_straight_line():
+    line = pd.DataFrame({
+        "dataset": "digits", "merge": "add", "statistics": "recomputed", "seed": 0, "other": 1,
+        "alpha": [0, 0.5, 1], "loss": [1.0, 5.0, 3.0], "error": [0.1, 0.1, 0.3],
+    })  # fmt: skip
+    row = lt.barriers(line).iloc[0]
+    assert (row["barrier"], row["error_barrier"]) == (3, pytest.approx(0))
+
+
+def test_a_smoothed_density_keeps_its_mass_and_place():
+    nodes = pd.DataFrame({
+        "dataset": "digits", "merge": "add", "seed": 0, "probe": [0, 0, 1, 1],
+        "eigenvalue": [-0.2, 40.0, -0.2, 40.0], "weight": [0.25, 0.75, 0.75, 0.25],
+    })  # fmt: skip
+    table = lt.smoothed(nodes, linear=0.1, points=2000)
+    step = table["u"].diff().iloc[1]
+    for sign in (-1, 1):
+        assert table.loc[np.sign(table["u"]) == sign, "density"].sum() * step == pytest.approx(0.5, rel=1e-3)
+    peak = table.loc[table[table["u"] > 0]["density"].idxmax(), "eigenvalue"]
+    assert peak == pytest.approx(40, rel=0.02)
+
+
+# --- The study --------------------------------------------------------------------------------------------------
+def train(config, workdir) -> Path:
+    """Small batches err less; `mul` loses its first replica; a flat curvature probe with a falling share."""
+    error = 0.02 + 0.01 * np.log2(config.batch_size / 16)
+    seeds = range(config.seed, config.seed + config.seeds)
+    lost = {config.seed: 1} if config.model.merge == "mul" else {}
+    run_dir = write_run(config, Path(workdir), {s: 1 - error - 0.001 * (s % 3) for s in seeds}, lost)
+    if config.probes.curvature:
+        rows = [curvature_row(seed, epoch, config) for seed in seeds if seed not in lost for epoch in (0, 10, 20)]
+        pd.DataFrame(rows).to_json(run_dir / "probe_curvature.jsonl", orient="records", lines=True)
+    return run_dir
+
+
+def curvature_row(seed, epoch, config):
+    height = 2 - epoch / 20 + 0.01 * seed + 0.05 * len(config.model.merge)
+    row = {"seed": seed, "epoch": epoch, "loss": height, "negative": height / 10, "negative_mass": height / 5}
+    row |= {"lambda_max": 10.0, "lambda_min": -height, "trace": 30.0, "grad_norm": height, "escape_loss": height / 2}
+    return row | {"gradient_loss": 0.9 * height, "descent_loss": 0.25 * height}
+
+
+class Measure:
+    """Stands in for resjax.probes.of_run.measure: sharpness follows the batch size."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, config, workdir, probe, images, moments, **options):
+        assert (images, moments) == (4096, "trained")
+        self.calls.append((probe, config.model.merge, config.batch_size))
+        return {"rows": [row | {"moment": moments} for row in getattr(self, probe)(config)]}
+
+    def seeds(self, config):
+        return range(config.seed + (config.model.merge == "mul"), config.seed + config.seeds)
+
+    def density(self, config):
+        values = {-0.1: 0.3, 0.0: 0.6, 20.0: 0.1}
+        return [
+            {"seed": s, "probe": 0, "eigenvalue": v, "weight": w} for s in self.seeds(config) for v, w in values.items()
+        ]
+
+    def sharpness(self, config):
+        names = ("asam", "sam", "box", "lambda_max", "trace", "loss")
+        return [{"seed": s} | dict.fromkeys(names, config.batch_size + s) for s in self.seeds(config)]
+
+    def surface(self, config):
+        grid = [(a, b) for a in (-1, 0, 1) for b in (-1, 0, 1)]
+        return [{"seed": 0, "a": a, "b": b, "loss": 0.1 + a * a + b * b} for a, b in grid]
+
+    def interpolation(self, config):
+        losses = {0.0: 0.1, 0.5: 1.1, 1.0: 0.1}
+        return [
+            {"seed": s, "other": s + 1, "alpha": a, "statistics": kind, "loss": value + s / 100, "error": value / 2}
+            for s in self.seeds(config) for kind in ("interpolated", "recomputed") for a, value in losses.items()
+        ]  # fmt: skip
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    monkeypatch.setattr(cells.figures, "curves", lambda run_dir: None)
+    monkeypatch.setattr(measuring, "workers", lambda: 1)
+
+    def run(*argv, measure=None):
+        paths = [f"--workdir={tmp_path / 'runs'}", f"--out={tmp_path / 'out'}", "--seeds=3", "--epochs=20"]
+        return landscape.main([*paths, *argv], train, measure or Measure())
+
+    run.read = lambda suffix: pd.read_csv(tmp_path / f"out{suffix}.csv", comment="#")
+    run.out = tmp_path / "out"
+    return run
+
+
+def test_a_study_writes_its_tables_figures_and_verdicts(study, capsys):
+    measure = Measure()
+    words = ["--merges=add,mul,mul_bn1", "--swept=add,mul", "--planes=add", "--batch_sizes=16,128"]
+    assert study(*words, measure=measure) == 0
+    asked = pd.DataFrame(measure.calls, columns=["probe", "merge", "batch"]).groupby("probe").size().to_dict()
+    assert asked == {"density": 3, "sharpness": 4, "surface": 1, "interpolation": 3}
+    sharp = study.read("_sharpness").set_index(["merge", "batch_size", "seed"]).sort_index()
+    assert set(sharp.index) == {(m, b, s) for m in ("add", "mul") for b in (16, 128) for s in range(m == "mul", 3)}
+    assert sharp.loc[("add", 128, 1), ["asam", "error"]].tolist() == [129, pytest.approx(0.051)]
+    table = study.read("_correlations").set_index(["merge", "x", "y"])["tau"]
+    assert table["all merges", "negative", "loss"] == 1 and table["at equal epochs", "negative_mass", "loss"] == 1
+    assert table["add", "batch_size", "asam"] == pytest.approx(kendalltau([16] * 3 + [128] * 3, range(6)).statistic)
+    assert study.read("_barriers")["barrier"].tolist() == pytest.approx([1] * 16)
+    assert study.read("_curvature")["escape_drop"].tolist() == pytest.approx([0.5] * 24)
+    for name in ("curvature", "negative", "escape", "gradients", "density", "sharpness", "planes", "lines"):
+        assert all(Path(f"{study.out}_{name}{suffix}").stat().st_size > 1000 for suffix in (".png", ".pdf")), name
+    out = " ".join(capsys.readouterr().out.split())
+    assert "the loss have tau = 1.00 [1.00, 1.00] along training" in out
+    assert "epoch 10: it lowers the loss of 8 of 8 nets, by 50.0 [50.0, 50.0] %" in out
+    header = Path(f"{study.out}_curvature.csv").read_text()
+    assert "# verdict on Q13: Q13: in " in header and "# verdict on Q15: Q15, fixed rate: within merges" in header
+
+
+def test_a_rate_that_grows_with_the_batch_is_a_cell_of_its_own():
+    flags = ["--merges=add", "--swept=add", "--planes=add", "--batch_sizes=32,128,512", "--rates=fixed,linear"]
+    configs = landscape.configurations(cells.parse(landscape._parser(), flags))
+    rates = {label: (c.batch_size, c.optimizer.learning_rate) for label, c in configs.items()}
+    assert rates == {
+        "digits, add": (128, 0.1),
+        "digits, add, batch 32, fixed rate": (32, 0.1), "digits, add, batch 512, fixed rate": (512, 0.1),
+        "digits, add, batch 32, linear rate": (32, 0.025), "digits, add, batch 512, linear rate": (512, 0.4),
+    }  # fmt: skip
+    assert [label for label, c in configs.items() if c.probes.curvature] == ["digits, add"]
+    assert len({config_lib.hash8(c) for c in configs.values()}) == 5
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--swept=mul"], "error: --swept: 'mul' is not among --merges"),
+        (["--planes=mul", "--swept=add"], "error: --planes: 'mul' is not among --merges"),
+        (["--rates=root", "--swept=add"], "error: --rates: unknown 'root'; choose from fixed, linear"),
+    ],
+)
+def test_bad_input_is_one_line(study, capsys, flags, line):
+    assert study("--merges=add", *flags) == 2
+    assert capsys.readouterr().err.strip() == line
