@@ -181,7 +181,7 @@ def test_lanczos_finds_the_extremes_of_resnet8_within_a_percent():
     model = config.base().model
     model.update({"width": 4, "merge": "mul_bn1", "activation": "gelu"})
     at = subject(build(model, 10), jax.random.normal(jax.random.key(7), (64, 8, 8, 1)), 10)
-    function = Objective.of(at)
+    function = Objective.of(at._replace(variables=calibrated(at.net, at.variables, at.x_BxHxWxC)))
     values = krylov(function, jax.random.key(8), probes=1, steps=24).values_nxm
     gradient, w = jax.jit(lambda w: function.value_and_gradient(w)[1]), function.vector()
 
