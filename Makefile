@@ -34,9 +34,10 @@ $(VENV)/.bench: $(VENV)/.done
 	$(BIN)/pip install --quiet --editable '.[bench]'
 	@touch $@
 
-smoke: setup
-	$(BIN)/python -m experiments.compare --smoke --workdir=$$(mktemp -d)
-	$(BIN)/python -m experiments.ntk_generalization --smoke --workdir=$$(mktemp -d)
+STUDIES := compare ntk_generalization signal saturation landscape lesion cause
+smoke: $(STUDIES:%=smoke-%)
+smoke-%: setup
+	$(BIN)/python -m experiments.$* --smoke --workdir=$$(mktemp -d)
 
 clean:
 	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache
