@@ -29,6 +29,7 @@ lint: setup
 bench: $(VENV)/.bench
 	$(BIN)/python -m bench.training
 	$(BIN)/python -m bench.ntk
+	$(BIN)/python -m bench.probes
 
 $(VENV)/.bench: $(VENV)/.done
 	$(BIN)/pip install --quiet --editable '.[bench]'
