@@ -2,19 +2,23 @@
 
   python -m experiments.cause --smoke
   python -m experiments.cause                                   # the cube, on a laptop
-  python -m experiments.cause --designs=digits,cifar10 --launcher=submitit
+  python -m experiments.cause --designs=digits,cifar10 --out=results/cause/images --launcher=submitit
+  python -m experiments.cause --designs=battery --out=results/cause/battery
 
 Every task is learned five times with the same weights, points and batches: by the infinitely wide net's kernel (R0), by
 the net's own kernel (R1), linearised (R2), by the net itself (R3, at several scales of laziness), and by the standard
 recipe with a rate tuned per merge (R4); see resjax/ntk/rungs.py. The difference to `add` at R4 is the sum of the steps
 between. Which of them counts as the cause is decided by rules that were fixed before: experiments/cause_prereg.md.
 
+The battery (experiments/cause_battery.py) intervenes instead: forward of one merge and backward of another, identity at
+initialisation, other norms and targets, transplants.
+
 Tasks: parities of degree 1 to 4 on the 10-cube; images with targets of known degree ("eigen": eigenvectors of the
 additive net's kernel, "hermite": polynomials of the principal components) and their classes. LayerNorm residual mlps.
 
 Writes OUT.csv (a row per replica and rung), OUT_differences.csv, OUT_interaction.csv, OUT_laziness.csv,
-OUT_verdicts.csv, OUT_tuning.csv and figures. Exit code 1: a cell failed; 2: bad input, in one line; 128 + n: stopped by
-signal n.
+OUT_verdicts.csv, OUT_tuning.csv and figures; the battery OUT.csv (a row per arm), OUT_tuning.csv and a figure. Exit
+code 1: a cell failed; 2: bad input, in one line; 128 + n: stopped by signal n.
 """
 
 import argparse
@@ -31,6 +35,9 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from experiments import cells, launchers, measuring
+from experiments.cause_battery import ARMS
+from experiments.cause_battery import table as battery
+from resjax import config as config_lib
 from resjax.analysis import cause, cause_figures, tables
 from resjax.config import ConfigError
 
@@ -82,7 +89,7 @@ class Cell:
     """One merge on one setting.
 
     Attributes:
-      about: the setting, as `cause.SETTING` names it, and the merge.
+      about: the setting, as `cause.SETTING` names it, the merge, and the arm of the battery or "".
       config: of the net and its recipe.
       options: of `resjax.ntk.rungs.measure`.
     """
@@ -90,6 +97,11 @@ class Cell:
     about: Mapping
     config: ConfigDict
     options: Mapping
+
+    @property
+    def key(self) -> tuple:
+        """Equal for cells that are measured alike."""
+        return config_lib.hash8(self.config), *self.options.items()
 
 
 def main(argv: Sequence[str] | None = None, measure: measuring.Measure | None = None) -> int:
@@ -104,10 +116,14 @@ def main(argv: Sequence[str] | None = None, measure: measuring.Measure | None = 
             from resjax.ntk.rungs import measure
         if launcher is launchers.in_this_process:
             launcher = partial(launchers.in_processes, processes=measuring.workers())
-        todo = {label: (cell.config, cell.options) for label, cell in asked.items()}
-        found = measuring.measure_all(todo, measure, "rungs", args.workdir, console, launcher)
-        if not found:
+        first: dict[tuple, str] = {}
+        for label, cell in asked.items():
+            first.setdefault(cell.key, label)
+        todo = {label: (asked[label].config, asked[label].options) for label in first.values()}
+        measured = measuring.measure_all(todo, measure, "rungs", args.workdir, console, launcher)
+        if not measured:
             raise ConfigError("nothing could be measured; the reasons stand above")
+        found = {label: measured[first[cell.key]] for label, cell in asked.items() if first[cell.key] in measured}
         header = cells.header_of_measured(MODULE, argv, time.monotonic() - began)
         for path in report(rows_of(asked, found), args.out, header, console):
             print(path)
@@ -132,28 +148,44 @@ def configurations(args: argparse.Namespace) -> dict[str, Cell]:
     merges = dict.fromkeys([BASELINE, *cells.merges(args.merges, MERGES)])
     found: dict[str, Cell] = {}
     for name in args.designs.split(","):
-        if name not in DESIGNS:
-            raise ConfigError(f"--designs: unknown {name!r}; choose from {', '.join(DESIGNS)}")
-        for part in DESIGNS[name]:
+        if name == "battery":
+            found |= _battery(args)
+        elif name not in DESIGNS:
+            raise ConfigError(f"--designs: unknown {name!r}; choose from {', '.join(DESIGNS)}, battery")
+        for part in DESIGNS.get(name, ()):
             for task, width, blocks, merge in itertools.product(part.tasks, part.widths, part.blocks, merges):
                 cell = _cell(args, part, task, width, blocks, merge)
                 found[", ".join([merge, *(f"{key} {cell.about[key]}" for key in cause.SETTING)])] = cell
     return found
 
 
-def _cell(args: argparse.Namespace, part: Part, task: str, width: int, blocks: int, merge: str) -> Cell:
+def _battery(args: argparse.Namespace) -> dict[str, Cell]:
+    found = {}
+    part = Part(_CONTRAST, rungs="4", alphas="1")
+    for task, (name, arm) in itertools.product(part.tasks, ARMS.items()):
+        for merge in (arm.merge, BASELINE):
+            learned = arm.task or task
+            cell = _cell(
+                args, part, learned if arm.target is None else f"{learned}:{arm.target}", 128, 2, merge, **arm.entries
+            )
+            about = {**cell.about, "task": task, "arm": name}
+            found[f"{task}, {name}: {merge}"] = Cell(about, cell.config, cell.options)
+    return found
+
+
+def _cell(args: argparse.Namespace, part: Part, task: str, width: int, blocks: int, merge: str, **changes) -> Cell:
     dataset, _, target = task.partition(":")
     entries = {
         "dataset.name": dataset, "dataset.train_size": part.n, "dataset.augment": "none", "dataset.crop_padding": 0,
         "model.name": "mlp", "model.depth": 2 * blocks + 2, "model.width": width, "model.norm": "ln",
-        "loss.name": "mse", "batch_size": 32, "epochs": args.epochs or 100,
+        "loss.name": "mse", "batch_size": 32, "epochs": args.epochs or 100, "optimizer.learning_rate": 0.01,
     }  # fmt: skip
-    config = cells.config(args, "digits", merge, **entries)
+    config = cells.config(args, "digits", merge, **entries | changes)
     options = {
         "rungs": part.rungs, "test": part.test, "inits": args.inits, "alphas": part.alphas, "rates": args.rates,
         "target": target,
     }  # fmt: skip
-    about = {"task": task, "n": part.n, "blocks": blocks, "width": width, "merge": merge}
+    about = {"task": task, "n": part.n, "blocks": blocks, "width": width, "merge": merge, "arm": ""}
     return Cell(about, config, options)
 
 
@@ -162,11 +194,15 @@ def rows_of(asked: Mapping[str, Cell], found: Mapping[str, Mapping[str, list[dic
     frames = [pd.DataFrame(of_cell["rows"]).assign(**asked[label].about) for label, of_cell in found.items()]
     table = pd.concat(frames, ignore_index=True)
     numbers = ["alpha", "error", "train_error", "steps", "moved", "rate"]
-    return table.astype(dict.fromkeys(numbers, float))[[*cause.SETTING, "merge", "split", "init", "rung", *numbers]]
+    return table.astype(dict.fromkeys(numbers, float))[
+        [*cause.SETTING, "arm", "merge", "split", "init", "rung", *numbers]
+    ]
 
 
 def report(rows: pd.DataFrame, out: str, header: dict[str, str], console: Console) -> list[Path]:
     """Prints the verdicts, and writes the tables and figures."""
+    if (rows["arm"] != "").any():
+        return _report_battery(rows, out, header, console)
     D = cause.differences(rows, BASELINE)
     wide = cause.by_rung(D)
     written = {
@@ -190,6 +226,17 @@ def report(rows: pd.DataFrame, out: str, header: dict[str, str], console: Consol
     if "_interaction" in written:
         paths += cause_figures.interaction(written["_interaction"], f"{out}_interaction")
     return paths
+
+
+def _report_battery(rows: pd.DataFrame, out: str, header: dict[str, str], console: Console) -> list[Path]:
+    arms = battery(rows[rows["rung"] == "R4"])
+    for row in arms.itertuples():
+        text = f"{row.task}, {row.arm}: {row.metric} {cause.in_words(row)}, {row.supports or 'for comparison'}"
+        console.print(text, markup=False, highlight=False)
+    paths = [tables.write_csv(arms, f"{out}.csv", header)]
+    tuning = rows[rows["rung"] == "tuning"].drop(columns=["alpha", "steps", "moved"])
+    paths.append(tables.write_csv(tuning, f"{out}_tuning.csv", header))
+    return paths + cause_figures.battery(arms, out)
 
 
 if __name__ == "__main__":

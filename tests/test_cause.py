@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from experiments import cause as study
+from experiments import cause_battery as battery
 from experiments import cells, measuring
 from resjax import config as config_lib
 from resjax import stats
@@ -180,8 +181,8 @@ def test_targets_on_images(target, outputs):
 def measure(config, workdir, **options):
     """Made-up errors, of all rungs and scales."""
     D = {"R0": 0.0, "R1": 0.0, "R2": 0.0, "R3": 0.0, "R4": 0.0}
-    table = rows(D if config.model.merge == "add" else dict.fromkeys(D, -0.1), merge="mul", noise=0)
-    table = table[table["merge"] == config.model.merge]
+    table = rows(dict.fromkeys(D, -0.1), noise=0)
+    table = table[table["merge"] == ("add" if config.model.merge == "add" else "mul")]
     tuning = table.iloc[:1].assign(rung="tuning", rate=0.1)
     columns = ["split", "init", "rung", "alpha", "error"]
     table = pd.concat([table, tuning])[columns].assign(train_error=0.0, steps=1, moved=0.0, rate=0.1)
@@ -198,6 +199,74 @@ def test_the_study_writes_its_tables_and_figures(tmp_path, monkeypatch, capsys):
     assert len(list(tmp_path.glob("out_*.png"))) == 4
     text = " ".join(capsys.readouterr().out.split())
     assert "mul: D4 -0.100 [-0.1" in text and "interaction at n 64, 2 blocks, width 16" in text
+
+
+def battery_rows(**D):
+    """R4 of arms by name: errors of add and of the arm's merge, 6 splits x 2 inits, for one task."""
+    rng, out = np.random.default_rng(0), []
+    for name, difference in D.items():
+        for split, init, merge in itertools.product(range(6), range(2), (battery.ARMS[name].merge, "add")):
+            error = 0.5 + 0.1 * split + 0.01 * rng.normal() + (difference if merge != "add" else 0)
+            about = {"task": "t", "arm": name, "merge": merge, "split": split, "init": init}
+            out.append(about | {"error": error, "train_error": 0.0})
+    return pd.DataFrame(out)
+
+
+def test_what_an_arm_supports():
+    rows = battery_rows(
+        **{
+            "reference": 0.3,
+            "product forwards, sum backwards": 0.0,
+            "sum forwards, product backwards": 0.3,
+            "from sum to product": 0.1,
+            "BatchNorm": 0.6,
+            "identity at init, g = 0": -0.2,
+            "no decay, training error": 0.0,
+        }
+    )
+    found = battery.table(rows).set_index("arm")
+    assert found["supports"].to_dict() == {
+        "reference": "",
+        "product forwards, sum backwards": "optimisation",
+        "sum forwards, product backwards": "optimisation",
+        "from sum to product": "optimisation, in part",
+        "BatchNorm": "neither: it grows",
+        "identity at init, g = 0": "neither: it turns",
+        "no decay, training error": "",
+    }
+    np.testing.assert_allclose(found["changed_mean"].iloc[1:6], [-0.3, 0, -0.2, 0.3, -0.5], atol=0.03)
+    same = battery.table(battery_rows(**{"reference": 0.0, "BatchNorm": 0.0})).set_index("arm")
+    assert same.loc["BatchNorm", "supports"] == "nothing: the reference has no difference"
+
+
+def test_the_battery_is_measured_once_for_equal_cells(tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "workers", lambda: 1)
+    calls = []
+
+    def counted(config, workdir, **options):
+        calls.append((config.model.merge, config.dataset.name, options["target"]))
+        return measure(config, workdir, **options)
+
+    counted.__module__ = rungs.__name__
+    argv = ["--designs=battery", f"--workdir={tmp_path / 'runs'}", f"--out={tmp_path / 'out'}"]
+    assert study.main(argv, counted) == 0
+    table = pd.read_csv(tmp_path / "out.csv", comment="#")
+    assert list(table["arm"].unique()) == list(battery.ARMS) and len(table) == 2 * len(battery.ARMS)
+    plain = [call for call in calls if call == ("add", "cube10_degree2", "")]
+    assert len(plain) == 3  # the sum itself, with BatchNorm, and without decay: not once an arm
+    assert (tmp_path / "out.png").exists()
+
+
+@pytest.mark.parametrize(("target", "n"), [("shuffled", 24), ("of:add", 24), ("of:add:40", 64)])
+def test_targets_of_the_battery(target, n):
+    config = tiny("mul", **{"optimizer.learning_rate": 0.003})
+    plain, task = rungs._task(config, "", 30, split=1), rungs._task(config, target, 30, split=1)
+    np.testing.assert_array_equal(task.x_NxD[:24], plain.x_NxD)
+    np.testing.assert_array_equal(task.test_y_M, plain.test_y_M)
+    assert task.y_N.shape == (n, 1) and np.any(task.y_N[:24] != plain.y_N)
+    if target == "shuffled":
+        np.testing.assert_array_equal(np.sort(task.y_N, 0), np.sort(plain.y_N, 0))
+    assert not {x.tobytes() for x in task.x_NxD} & {x.tobytes() for x in task.test_x_MxD}
 
 
 def test_the_plan(monkeypatch):

@@ -154,9 +154,7 @@ def nets_of(**losses):
 NOISE = np.array([0.0, 0.01, -0.01, 0.02])
 
 
-@pytest.mark.parametrize(
-    "left, verdict", [(0.1, "supported"), (0.9, "refuted"), (0.5, "undecided")], ids=["most", "little", "half"]
-)
+@pytest.mark.parametrize("left, verdict", [(0.1, "supported"), (0.8, "in part"), (0.5, "undecided"), (1.1, "refuted")])
 def test_what_closes_a_gap(left, verdict):
     nets = nets_of(add=NOISE, gate_sig=1 + NOISE[::-1], cure=left + NOISE - NOISE.mean() + NOISE[::-1].mean())
     gates = pd.DataFrame({"cell": "gate_sig", "seed": range(4), "epoch": 1, "gate": "f", "saturated": 0.2 + NOISE})
@@ -164,6 +162,7 @@ def test_what_closes_a_gap(left, verdict):
     table = saturation.hypotheses(nets, gates, [cure]).set_index("metric")
     assert table["verdict"].to_dict() == {"saturated": "supported"} | dict.fromkeys(saturation.METRICS, verdict)
     assert table.loc["OA", "gap"] == pytest.approx(1) and table.loc["OA", "left"] == pytest.approx(left, abs=0.01)
+    assert table.loc["OA", "estimate"] == pytest.approx(1 - left, abs=0.01)
     swapped = cure._replace(gap={"gate_sig": -1, "add": 1})
     assert saturation.hypotheses(nets, gates, [swapped])["verdict"][1:].eq("no gap").all()
 

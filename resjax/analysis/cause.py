@@ -9,6 +9,7 @@ Intervals are those of the hierarchical bootstrap (`stats.hierarchical_ci`). The
 experiments/cause_prereg.md.
 """
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 
 import numpy as np
@@ -53,7 +54,7 @@ def estimates(wide: pd.DataFrame) -> pd.DataFrame:
     for key, group in wide.groupby([*SETTING, "merge"], sort=False):
         quantities = {f"D{name[1]}": group[name] for name in group} | terms(group)
         for name, values in quantities.items():
-            out.append(dict(zip([*SETTING, "merge"], key, strict=True)) | {"quantity": name} | _interval(values))
+            out.append(dict(zip([*SETTING, "merge"], key, strict=True)) | {"quantity": name} | interval(values))
     return pd.DataFrame(out)
 
 
@@ -70,7 +71,7 @@ def interaction(wide: pd.DataFrame, high: str, low: str) -> pd.DataFrame:
     for key, group in (a - b).dropna(how="all").groupby([n for n in index if n not in ("task", *PAIR)], sort=False):
         for rung in group:
             about = dict(zip([n for n in index if n not in ("task", *PAIR)], key, strict=True))
-            out.append(about | {"high": high, "low": low, "rung": rung} | _interval(group[rung]))
+            out.append(about | {"high": high, "low": low, "rung": rung} | interval(group[rung]))
     return pd.DataFrame(out)
 
 
@@ -79,11 +80,12 @@ def laziness(D: pd.DataFrame) -> pd.DataFrame:
     groups = D[D["rung"] == "R3"].groupby([*SETTING, "merge", "alpha"], sort=False)
     names = [*SETTING, "merge", "alpha"]
     return pd.DataFrame(
-        [dict(zip(names, key, strict=True)) | _interval(g.set_index(PAIR)["D"]) for key, g in groups]
+        [dict(zip(names, key, strict=True)) | interval(g.set_index(PAIR)["D"]) for key, g in groups]
     ).sort_values(names, kind="stable")
 
 
-def _interval(values: pd.Series) -> dict:
+def interval(values: pd.Series) -> dict:
+    """Mean, ci_low, ci_high, splits and pairs of finite values by (split, init): the hierarchical bootstrap."""
     values = values.dropna()
     groups = {split: list(of_split) for split, of_split in values.groupby(level="split")}
     found = stats.hierarchical_ci(groups)
@@ -121,8 +123,8 @@ def verdicts(wide: pd.DataFrame, D: pd.DataFrame) -> pd.DataFrame:
             and by_width.is_monotonic_decreasing,
             "optimisation": _most_of_D4(pairs["R4"] - pairs["R3"], pairs["R4"], one)
             and abs(one.loc["D3", "mean"]) < abs(one.loc["D4", "mean"]) / 4,
-            "feature_learning": _excludes_zero(one.loc["D1"])
-            and _excludes_zero(one.loc["D3"])
+            "feature_learning": excludes_zero(one.loc["D1"])
+            and excludes_zero(one.loc["D3"])
             and one.loc["D1", "mean"] * one.loc["D3", "mean"] < 0
             and len(curve) > 2
             and (curve.is_monotonic_increasing or curve.is_monotonic_decreasing),
@@ -135,9 +137,9 @@ def verdicts(wide: pd.DataFrame, D: pd.DataFrame) -> pd.DataFrame:
 
 def _most_of_D4(part: pd.Series, whole: pd.Series, one: pd.DataFrame) -> bool:
     """Whether part / D4 has an interval above 1/2: that of part - D4 / 2, with the sign of D4, which must be known."""
-    if not _excludes_zero(one.loc["D4"]):
+    if not excludes_zero(one.loc["D4"]):
         return False
-    return _interval((part - whole / 2) * np.sign(whole.mean()))["ci_low"] > 0
+    return interval((part - whole / 2) * np.sign(whole.mean()))["ci_low"] > 0
 
 
 def _bias(of_merge: pd.DataFrame) -> bool:
@@ -152,7 +154,8 @@ def _bias(of_merge: pd.DataFrame) -> bool:
     return bool(agree.mean() >= 0.9 and flips.all() and ratio[agree].between(0.5, 2).all())
 
 
-def _excludes_zero(estimate: pd.Series) -> bool:
+def excludes_zero(estimate: Mapping) -> bool:
+    """Whether the interval of an estimate is known and lies on one side of 0."""
     return pd.notna(estimate["ci_low"]) and bool(estimate["ci_low"] > 0 or estimate["ci_high"] < 0)
 
 
@@ -179,7 +182,7 @@ def sentences(
     out = {"lazy limit": f"error of the laziest net over that of regression by its kernel: {text}"}
     if contrast is not None:
         for (n, blocks, width), rows in contrast.groupby(["n", "blocks", "width"], sort=False):
-            parts = [f"{row.merge} {row.rung} {_words(row)}" for row in rows.itertuples() if row.pairs]
+            parts = [f"{row.merge} {row.rung} {in_words(row)}" for row in rows.itertuples() if row.pairs]
             tasks = f"{rows['high'].iloc[0]} less {rows['low'].iloc[0]}"
             out[f"interaction at n {n}, {blocks} blocks, width {width}"] = (
                 f"[merge - add] on {tasks}: {'; '.join(parts)}"
@@ -189,12 +192,12 @@ def sentences(
         for row in rows.itertuples(index=False):
             one = found[(found[[*SETTING, "merge"]] == [*key, row.merge]).all(axis="columns")].set_index("quantity")
             named = ", ".join(name.replace("_", " ") for name in RULES if getattr(row, name)) or "none"
-            D4, term = (_words(SimpleNamespace(**one.loc[name])) for name in ("D4", row.largest_term))
+            D4, term = (in_words(SimpleNamespace(**one.loc[name])) for name in ("D4", row.largest_term))
             parts.append(f"{row.merge}: D4 {D4}; largest step {row.largest_term} {term}; rules that hold: {named}")
         out["{} (n {}, {} blocks, width {})".format(*key)] = ". ".join(parts)
     return out
 
 
-def _words(estimate) -> str:
+def in_words(estimate) -> str:
     """A mean and its interval."""
     return f"{estimate.mean:+.3f} [{estimate.ci_low:+.3f}, {estimate.ci_high:+.3f}]"

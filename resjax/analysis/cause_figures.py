@@ -135,6 +135,28 @@ def interaction(contrast: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     return _save(figure, path)
 
 
+@_styled
+def battery(arms: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
+    """The effect of every arm with its interval and what it supports, a panel per task."""
+    tasks, names = _order(arms, "task"), _order(arms, "arm")
+    figure = new_figure(7.0, 0.9 + 0.24 * len(names))
+    panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+    for axes, task in zip(panels, tasks, strict=True):
+        rows = arms[arms["task"] == task].set_index("arm").reindex(names)
+        for y, (_, row) in enumerate(rows.iterrows()):
+            colour, marker = style(row["merge"])
+            axes.plot([row["ci_low"], row["ci_high"]], [y, y], color=colour, linewidth=1.4)
+            axes.plot(row["mean"], y, color=colour, marker=marker, markersize=5, **_EDGE)
+            axes.text(1.02, y, row["supports"], transform=axes.get_yaxis_transform(), va="center", fontsize=7)
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.grid(visible=False, axis="y")
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_title(_title(task))
+    figure.supxlabel("difference to add (merge - add), 95 % CI, and what it supports", fontsize=9)
+    return _save(figure, path)
+
+
 def _points(axes: "Axes", x, y, table: pd.DataFrame, merge: str, *, horizontal=False, line=False) -> None:
     colour, marker = style(merge)
     low, high = table["ci_low"].to_numpy(float), table["ci_high"].to_numpy(float)

@@ -89,42 +89,49 @@ def hypotheses(nets: pd.DataFrame, gates: pd.DataFrame, cures: Sequence[Cure]) -
 
     Saturation: the share of gate values within 5 % of an asymptote, mean over gates and epochs after the first look,
     against SATURATED; metric is "saturated" then, and gap and left are nan.
-    The other hypotheses: gap, what is left of it with the cure, and `estimate` = gap/2 - left, all worse-is-positive
-    and with intervals over seeds. "supported": more than half of the gap is closed; "refuted": less; "no gap": the
-    gap's interval does not lie above 0, so that there is nothing to explain; else "undecided".
+    The other hypotheses: gap, what is left of it with the cure, and `estimate`, the difference, all worse-is-positive
+    and with intervals over seeds. "supported": the interval of gap/2 - left says that more than half of the gap is
+    closed; "in part": less than half, but something; "refuted": less than half, and nothing for certain; "no gap":
+    the gap's interval does not lie above 0, so that there is nothing to explain; else "undecided".
     """
     rows = []
     for merge in dict.fromkeys(cure.merge for cure in cures):
         own = gates[(gates["cell"] == merge) & (gates["gate"] != "") & (gates["epoch"] > 0)]
         share = stats.mean_ci(own.groupby("seed")["saturated"].mean())
         above = share | {key: share[key] - SATURATED for key in ("mean", "ci_low", "ci_high") if share[key] is not None}
-        rows.append(_row(merge, "saturation", "share of gate values at an asymptote", "saturated", share, above))
+        parts = {"estimate": share, "gap": None, "left": None}
+        words = "share of gate values at an asymptote"
+        rows.append(_row(merge, "saturation", words, "saturated", parts, decided(above)))
     for cure in cures:
         for metric, (*_, worse) in METRICS.items():
             gap, left = ({cell: worse * w for cell, w in part.items()} for part in (cure.gap, cure.left))
-            half = {cell: gap.get(cell, 0) / 2 - left.get(cell, 0) for cell in gap | left}
-            found = [contrast(nets, weights, metric) for weights in (half, gap, left)]
-            rows.append(_row(cure.merge, cure.hypothesis, cure.name, metric, found[0], *found))
+            cells = gap | left
+            weights = {"gap": gap, "left": left}
+            weights["estimate"] = {cell: gap.get(cell, 0) - left.get(cell, 0) for cell in cells}
+            half = {cell: gap.get(cell, 0) / 2 - left.get(cell, 0) for cell in cells}
+            parts = {name: contrast(nets, own, metric) for name, own in weights.items()}
+            verdict = _closes(parts["gap"], parts["estimate"], contrast(nets, half, metric))
+            rows.append(_row(cure.merge, cure.hypothesis, cure.name, metric, parts, verdict))
     frame = pd.DataFrame(rows)
     return frame.astype(
         dict.fromkeys(frame.columns.difference(["merge", "hypothesis", "evidence", "metric", "verdict"]), float)
     )
 
 
-def _row(merge, hypothesis, evidence, metric, estimate, decides, gap=None, left=None) -> dict:
-    parts = {"": estimate, "gap": gap, "left": left}
-    numbers = {}
+def _closes(gap: Mapping, closed: Mapping, half: Mapping) -> str:
+    if decided(gap) != "supported":
+        return "no gap"
+    verdict = decided(half)
+    return "in part" if verdict == "refuted" and decided(closed) == "supported" else verdict
+
+
+def _row(merge: str, hypothesis: str, evidence: str, metric: str, parts: Mapping, verdict: str) -> dict:
+    row = {"merge": merge, "hypothesis": hypothesis, "evidence": evidence, "metric": metric}
+    row["n"] = parts["estimate"]["n"]
     for name, ci in parts.items():
-        for key in ("mean", "ci_low", "ci_high"):
-            column = {"mean": name or "estimate"}.get(key, "_".join(filter(None, (name, key.removeprefix("ci_")))))
-            numbers[column] = ci[key] if ci else None
-    verdict = decided(decides)
-    if gap is not None and not _above(gap):
-        verdict = "no gap"
-    return {
-        "merge": merge, "hypothesis": hypothesis, "evidence": evidence, "metric": metric, "n": estimate["n"],
-        **numbers, "verdict": verdict,
-    }  # fmt: skip
+        for end, key in {"": "mean", "_low": "ci_low", "_high": "ci_high"}.items():
+            row[name + end] = ci[key] if ci else None
+    return row | {"verdict": verdict}
 
 
 def decided(ci: Mapping) -> str:
@@ -132,10 +139,6 @@ def decided(ci: Mapping) -> str:
     if ci["ci_low"] is None:
         return "undecided"
     return "supported" if ci["ci_low"] > 0 else "refuted" if ci["ci_high"] < 0 else "undecided"
-
-
-def _above(ci: Mapping) -> bool:
-    return decided(ci) == "supported"
 
 
 def best_rates(nets: pd.DataFrame, baseline: str = "add") -> pd.DataFrame:

@@ -76,6 +76,7 @@ def histograms(gates: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
 def course(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     """Draws the QUANTITIES of `saturation.over_training` over the epochs."""
     import matplotlib
+    from matplotlib.ticker import FixedLocator, NullLocator
 
     dashes = _dashes(table)
     with matplotlib.rc_context(figures.RC):
@@ -84,6 +85,7 @@ def course(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
         for axes, (quantity, label) in zip(panels, QUANTITIES.items(), strict=True):
             factor = 100 if quantity in PERCENT else 1
             for (cell, merge), own in table[table["quantity"] == quantity].groupby(["cell", "merge"], sort=False):
+                own = own[(own["mean"] > 0) | (quantity not in LOGARITHMIC)]  # the last step of a cosine has rate 0
                 colour, marker = figures.style(merge)
                 low, mean, high = (factor * own[key] for key in ("ci_low", "mean", "ci_high"))
                 axes.fill_between(own["epoch"], low, high, color=colour, alpha=0.15, linewidth=0)
@@ -96,6 +98,12 @@ def course(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
                 _logarithmic(axes)
             else:
                 axes.set_ylim(bottom=0)
+            if quantity in PERCENT:  # most are small
+                axes.set_yscale("symlog", linthresh=1)
+                axes.yaxis.set(
+                    major_locator=FixedLocator([0, 0.5, 1, 2, 5, 10, 20, 50, 100]), minor_locator=NullLocator()
+                )
+                axes.yaxis.set_major_formatter("{x:g}")
         for axes in panels[3:]:
             axes.set_xlabel("epoch")
         handles = {line.get_label(): line for axes in panels for line in axes.lines}

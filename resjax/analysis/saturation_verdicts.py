@@ -7,6 +7,8 @@ import pandas as pd
 
 from resjax.analysis.saturation import contrast, decided
 
+ESTIMATE = ("estimate", "estimate_low", "estimate_high")
+
 
 def interval(ci: Mapping, names: Sequence[str] = ("mean", "ci_low", "ci_high"), factor: float = 1) -> str:
     """`0.12 [0.1, 0.14]`."""
@@ -24,14 +26,13 @@ def on_gates(table: pd.DataFrame) -> str:
     for merge, rows in table.groupby("merge", sort=False):
         share = rows[rows["metric"] == "saturated"].iloc[0]
         text = f"{merge} (n = {share['n']:.0f}): saturation {share['verdict']}, "
-        text += f"{interval(share, ('estimate', 'low', 'high'), 100)} % of gate values lie at an asymptote"
+        text += f"{interval(share, ESTIMATE, 100)} % of gate values lie at an asymptote"
         early = rows[rows["metric"] == "early_loss"]
         for hypothesis, cures in early.groupby("hypothesis", sort=False):
             gap = interval(cures.iloc[0], ("gap", "gap_low", "gap_high"))
-            text += f"; {hypothesis}: early training loss {gap} nats above add's, left "
+            text += f"; {hypothesis}: early training loss {gap} nats above add's, of which "
             text += ", ".join(
-                f"{interval(c, ('left', 'left_low', 'left_high'))} with {c['evidence']} ({c['verdict']})"
-                for _, c in cures.iterrows()
+                f"{c['evidence']} closes {interval(c, ESTIMATE)} ({c['verdict']})" for _, c in cures.iterrows()
             )
         sentences.append(text)
     return ". ".join(sentences)

@@ -59,7 +59,9 @@ def measure(
       alphas: of R3, such as "1,64".
       rates: that R4 chooses among: the lowest mean error at the test points of `TUNING_SPLITS` other splits.
       target: of images: "classes", "eigen<k>" (eigenvector k of the infinitely wide additive net's kernel on them) or
-        "hermite<k>" (`regression.hermite_of_images`).
+        "hermite<k>" (`regression.hermite_of_images`). Of a teacher: "" its own; "shuffled", in an order without
+        meaning; "of:<merge>" or "of:<merge>:<m>", what a net with this merge has learned of it by the standard recipe
+        at the config's rate, at the n training points and, to learn from as well, at m others.
 
     Returns:
       {"rows": split, init, rung, alpha, error, train_error, steps, moved, rate}; what does not apply is nan, and an
@@ -94,7 +96,7 @@ _COLUMNS = ("alpha", "error", "train_error", "steps", "moved", "rate")
 
 def _standard(config, target: str, test: int, replicas, data, rates: list[float], add) -> None:
     """R4, with the rate that did best on splits of its own."""
-    fit = Fit(config, config.dataset.train_size, data[0].y_N.shape[1])
+    fit = Fit(config, *data[0].y_N.shape)
 
     def fitted(rung: str, one: Regression, where: tuple[int, int], rate: float) -> float:
         found = fit(one.x_NxD, one.y_N, one.test_x_MxD, _seed(*where), rate)
@@ -151,9 +153,16 @@ def _of_kernel(config, data: Sequence[Regression], replicas, rungs: str, alphas:
 
 def _task(config: ConfigDict, target: str, test: int, split: int) -> Regression:
     """Targets [n, C]."""
-    if not target:
-        drawn = regression.draw(config.dataset.name, config.dataset.train_size, test=test, seed=split)
-        return drawn._replace(y_N=drawn.y_N[:, None], test_y_M=drawn.test_y_M[:, None])
+    kind, *more = target.split(":")
+    if kind in ("", "shuffled", "of"):
+        pool = int(more[1]) if len(more) > 1 else 0
+        drawn = regression.draw(config.dataset.name, config.dataset.train_size + pool, test=test, seed=split)
+        y_NxC, test_y_MxC = drawn.y_N[:, None], drawn.test_y_M[:, None]
+        if kind == "shuffled":
+            y_NxC = subsets.stream(split, "shuffled").permutation(y_NxC)
+        if kind == "of":
+            y_NxC = _learned(config, more[0], drawn.x_NxD, y_NxC[: config.dataset.train_size], split)
+        return drawn._replace(y_N=y_NxC, test_y_M=test_y_MxC)
     images = dataset.load(_whole(config.dataset))
     n = config.dataset.train_size
     index = subsets.stratified_order(images.train.labels_N, split)[: n + test]
@@ -162,6 +171,14 @@ def _task(config: ConfigDict, target: str, test: int, split: int) -> Regression:
     x = np.sqrt(x.shape[1]) * x / np.linalg.norm(x, axis=1, keepdims=True)
     y = _of_images(config, target, x, images.train.labels_N[index], images.num_classes, split)
     return Regression(x[:n], y[:n], x[n:], y[n:])
+
+
+def _learned(config: ConfigDict, merge: str, x: np.ndarray, y_NxC: np.ndarray, split: int) -> np.ndarray:
+    """What a net with this merge, trained on the first n points, says at all of them."""
+    config = ConfigDict(config.to_dict())
+    config.model.merge = merge
+    n = len(y_NxC)
+    return Fit(config, n, y_NxC.shape[1])(x[:n], y_NxC, x, _seed(split, 0)).test
 
 
 def _whole(section: ConfigDict) -> ConfigDict:
