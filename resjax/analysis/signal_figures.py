@@ -117,7 +117,8 @@ def scales(table: pd.DataFrame, out: str, limit: int) -> list[Path]:
                     axes.set_yticks([0, 1, 2, 5, 10, 30], ["0", "1", "2", "5", "10", "30"])
                 else:
                     axes.set_yscale("log")
-                    _plain_ticks(axes.yaxis)
+                    if name == "gain":
+                        _plain_ticks(axes.yaxis)
                 axes.set_xscale("log")
                 _plain_ticks(axes.xaxis)
                 if norm == "bn":
