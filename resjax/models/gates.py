@@ -146,3 +146,4 @@ MAPS: dict[str, type[ThirdMap]] = {
     "norm_product": NormProduct,
     "norm_projected_product": NormProjectedProduct,
 }
+PARAMETER_FREE = frozenset({"pooled_sigmoid", "simam"})  # what is learned of them lies in the branch

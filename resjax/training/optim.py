@@ -7,6 +7,7 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
+from resjax.models.gates import PARAMETER_FREE
 from resjax.models.merges import MERGES, Merge
 
 
@@ -81,8 +82,9 @@ def is_gate_bias(merge: Merge, path: tuple[str, ...]) -> bool:
 
 
 def is_gate(merge: Merge, path: tuple[str, ...]) -> bool:
-    """Whether the gate is computed from it: the third map of `merge` if it has one, else the branch."""
-    return ("merge" if merge.extra else "branch") in path
+    """Whether the gate is computed from it: the third map of `merge` if that has parameters, else the branch."""
+    own = merge.extra and merge.extra not in PARAMETER_FREE
+    return ("merge" if own else "branch") in path
 
 
 def _where(rule: Callable[[tuple[str, ...]], bool]) -> Callable:
