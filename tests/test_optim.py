@@ -107,7 +107,9 @@ def test_which_biases_feed_a_merge(merge, feeding):
     assert len(found) == feeding and not any("merge" in path for path in found)
 
 
-@pytest.mark.parametrize("merge, module", [("mul_bn1", "branch"), ("se", "merge"), ("highway", "merge"), ("simam", "branch")])
+@pytest.mark.parametrize(
+    "merge, module", [("mul_bn1", "branch"), ("se", "merge"), ("highway", "merge"), ("simam", "branch")]
+)
 def test_gate_lr_multiplies_what_computes_the_gate(merge, module):
     params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), params_of(merge))
     plain, scaled = (first_update(params, **{"optimizer.gate_lr": lr, "model.merge": merge}) for lr in (1.0, 3.0))
