@@ -48,7 +48,10 @@ SMOKE = {"designs": "smoke", "merges": "mul", "seeds": 3, "inits": 1, "epochs": 
 
 @dataclass(frozen=True)
 class Part:
-    """Some settings of a design: tasks x widths x numbers of blocks, with the rungs that are climbed there."""
+    """Some settings of a design: tasks x widths x numbers of blocks, with the rungs that are climbed there.
+
+    `merges` and `inits`: fewer than the command line has.
+    """
 
     tasks: tuple[str, ...]
     n: int = 256
@@ -57,10 +60,13 @@ class Part:
     blocks: tuple[int, ...] = (2,)
     rungs: str = "01234"
     alphas: str = "1,64"
+    merges: tuple[str, ...] = ()
+    inits: int = 0
 
 
 _CONTRAST = ("cube10_degree3", "cube10_degree2")  # of the interaction
 _SCALES = "0.5,1,4,16,64"
+_SOME = ("add", "mul", "gate_sig_bn")  # on the axes
 
 
 def _images(name: str) -> tuple[Part, ...]:
@@ -74,8 +80,8 @@ DESIGNS: dict[str, tuple[Part, ...]] = {
     "cube": (
         Part(_CONTRAST, alphas=_SCALES),
         Part(("cube10_degree1", "cube10_degree4")),
-        Part(_CONTRAST, widths=(64, 256, 512), alphas="1,64"),
-        Part(_CONTRAST, blocks=(4, 8), alphas="1,64"),
+        Part(_CONTRAST, widths=(64, 256, 512), merges=_SOME, inits=1),
+        Part(_CONTRAST, blocks=(4, 8), merges=_SOME, inits=1),
     ),
     "digits": _images("digits"),
     "cifar10": _images("cifar10"),
@@ -153,7 +159,8 @@ def configurations(args: argparse.Namespace) -> dict[str, Cell]:
         elif name not in DESIGNS:
             raise ConfigError(f"--designs: unknown {name!r}; choose from {', '.join(DESIGNS)}, battery")
         for part in DESIGNS.get(name, ()):
-            for task, width, blocks, merge in itertools.product(part.tasks, part.widths, part.blocks, merges):
+            some = [merge for merge in merges if merge in (part.merges or merges)]
+            for task, width, blocks, merge in itertools.product(part.tasks, part.widths, part.blocks, some):
                 cell = _cell(args, part, task, width, blocks, merge)
                 found[", ".join([merge, *(f"{key} {cell.about[key]}" for key in cause.SETTING)])] = cell
     return found
@@ -182,7 +189,7 @@ def _cell(args: argparse.Namespace, part: Part, task: str, width: int, blocks: i
     }  # fmt: skip
     config = cells.config(args, "digits", merge, **entries | changes)
     options = {
-        "rungs": part.rungs, "test": part.test, "inits": args.inits, "alphas": part.alphas, "rates": args.rates,
+        "rungs": part.rungs, "test": part.test, "inits": part.inits or args.inits, "alphas": part.alphas, "rates": args.rates,
         "target": target,
     }  # fmt: skip
     about = {"task": task, "n": part.n, "blocks": blocks, "width": width, "merge": merge, "arm": ""}
