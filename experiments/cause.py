@@ -189,8 +189,8 @@ def _cell(args: argparse.Namespace, part: Part, task: str, width: int, blocks: i
     }  # fmt: skip
     config = cells.config(args, "digits", merge, **entries | changes)
     options = {
-        "rungs": part.rungs, "test": part.test, "inits": part.inits or args.inits, "alphas": part.alphas, "rates": args.rates,
-        "target": target,
+        "rungs": part.rungs, "test": part.test, "inits": part.inits or args.inits, "alphas": part.alphas,
+        "rates": args.rates, "target": target,
     }  # fmt: skip
     about = {"task": task, "n": part.n, "blocks": blocks, "width": width, "merge": merge, "arm": ""}
     return Cell(about, config, options)
