@@ -73,9 +73,9 @@ def _file(config: ConfigDict, workdir: str, name: str, options: Mapping[str, Any
 
 @cache
 def _code(module: str) -> str:
-    """Eight digits of what measures, `module` and those beside it, and theory: once changed, it measures again."""
+    """Eight digits of what measures: `module`, those beside it, and what it uses. Once changed, it measures again."""
     package = Path(rundir.__file__).parents[1]
-    parts = {*module.split(".")[1:-1], "theory"}
+    parts = {*module.split(".")[1:-1], "data", "models", "ntk", "theory", "training"}
     files = sorted(path for part in parts for path in (package / part).glob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]
 

@@ -90,6 +90,8 @@ def main(
             measured = measuring.measure_all(todo, measure, name, args.workdir, console, launcher)
             rows[name] = _together({label: pd.DataFrame(found["rows"]) for label, found in measured.items()}, outcomes)
             missing += len(chosen) - len(measured)
+        if rows and all(table.empty for table in rows.values()):
+            raise ConfigError("no run could be looked into; the reasons stand above")
         header = cells.header(module, argv, outcomes, time.monotonic() - began)
         for path in report(Found(args, outcomes, rows, header, console)):
             print(path)
@@ -99,11 +101,11 @@ def main(
 
 
 def _together(rows: Mapping[str, pd.DataFrame], outcomes: Sequence[cells.Outcome]) -> pd.DataFrame:
-    """The tables of several cells as one, that says of each row where it comes from."""
+    """The tables of several cells as one, that says of each row where it comes from; no rows if none has any."""
     about = {o.label: {"cell": o.label} | tables.config_columns(o.config) for o in outcomes}
     found = [
         pd.DataFrame([about[label]] * len(t)).join(t.reset_index(drop=True)) for label, t in rows.items() if len(t)
     ]
     if not found:
-        raise ConfigError("no run could be looked into; the reasons stand above")
-    return pd.concat(found, ignore_index=True)
+        return pd.DataFrame(columns=["cell", *tables.config_columns(outcomes[0].config)])
+    return tables.with_numbers(pd.concat(found, ignore_index=True))

@@ -277,6 +277,11 @@ def check(config: ConfigDict) -> None:
         raise ConfigError(
             "config.optimizer.gate_bias_decay pulls at the rate of config.optimizer.weight_decay, which is 0"
         )
+    if config.model.merge_blocks and (config.optimizer.gate_lr != 1 or config.optimizer.gate_bias_decay != "none"):
+        raise ConfigError(
+            f"config.model.merge_blocks={config.model.merge_blocks}: config.optimizer.gate_lr and gate_bias_decay act "
+            "on all blocks, also on those that add; leave them as they are"
+        )
     if config.schedule.name == "onecycle" and not 0 < config.schedule.warmup < 1:
         raise ConfigError(
             f"config.schedule.warmup={config.schedule.warmup}: onecycle rises during it; use a share such as 0.3"
@@ -351,22 +356,16 @@ _NOT_HASHED = (
     "compilation_cache",
     "deterministic",
 )
-# Entries younger than the first results: at these values they leave the names of runs as they were.
-_ADDED = {
-    "probes.signal": 0,
-    "probes.gradients": 0,
-    "probes.saturation": 0,
-    "probes.curvature": 0,
-    "probes.lesion": 0,
-    "probes.images": 256,
-    "model.merge_blocks": 0,
-}
+# Entries younger than the first results: at these values, and probes at 0, they leave the names of runs as they were.
+_ADDED = {"probes.images": 256, "model.merge_blocks": 0}
 
 
 def _naming(config: ConfigDict) -> dict:
     """The flat entries that name a run."""
     values = flat(config)
-    return {k: v for k, v in values.items() if k not in _NOT_HASHED and (k not in _ADDED or v != _ADDED[k])}
+    off = {key for key, value in values.items() if key.startswith("probes.") and not value}
+    same = {key for key, value in _ADDED.items() if values.get(key) == value}
+    return {key: value for key, value in values.items() if key not in {*_NOT_HASHED, *off, *same}}
 
 
 def to_json(config: ConfigDict) -> str:
@@ -379,11 +378,24 @@ def hash8(config: ConfigDict) -> str:
     return hashlib.sha256(json.dumps(_naming(config), sort_keys=True).encode()).hexdigest()[:8]
 
 
+def completed(config: ConfigDict) -> ConfigDict:
+    """The config of an older run with the entries that it lacks, at the values that change nothing."""
+    config = ConfigDict(config.to_dict())
+    for key, value in flat(base()).items():
+        if key in _ADDED or key.startswith("probes."):
+            section, _, name = key.partition(".")
+            if section not in config:
+                config[section] = ConfigDict()
+            if name not in config[section]:
+                config[section][name] = value
+    return config.lock()
+
+
 def differences(there: dict, here: dict) -> list[str]:
     """The entries that name a run (`hash8`) and differ between two configs, as config.json has them, in words."""
-    there, here = _naming(ConfigDict(there)), _naming(ConfigDict(here))
+    there, here, reference = _naming(ConfigDict(there)), _naming(ConfigDict(here)), flat(base())
     return [
-        f"config.{key} is {there.get(key, _ADDED.get(key))!r} there and {here.get(key, _ADDED.get(key))!r} here"
+        f"config.{key} is {there.get(key, reference.get(key))!r} there and {here.get(key, reference.get(key))!r} here"
         for key in sorted(set(there) | set(here))
         if there.get(key) != here.get(key)
     ]

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from resjax import config as config_lib
 from resjax.config import ConfigError
@@ -76,6 +77,22 @@ def test_every_rule_names_an_existing_key():
     assert set(config_lib.RANGES) <= keys and set(config_lib.CHOICES) <= keys
     assert set(config_lib.ALIASES.values()) | set(config_lib.PATHS) <= keys
     assert all(set(preset) <= keys for preset in config_lib.PRESETS.values())
+
+
+def test_a_config_of_before_is_completed():
+    older = config_lib.base().to_dict()
+    del older["probes"], older["model"]["merge_blocks"]
+    assert config_lib.completed(ConfigDict(older)) == config_lib.base()
+    assert config_lib.differences(older, config_lib.base().to_dict()) == []
+    there = changed(**{"probes.signal": 5}).to_dict()
+    assert config_lib.differences(there, older) == ["config.probes.signal is 5 there and 0 here"]
+
+
+def test_a_probe_that_is_off_names_no_run():
+    config = config_lib.base()
+    with config.unlocked():
+        config.probes.mine = 0
+    assert config_lib.hash8(config) == config_lib.hash8(config_lib.base())
 
 
 def test_every_number_has_a_range_and_every_word_a_check():

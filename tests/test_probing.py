@@ -175,3 +175,24 @@ def test_the_merge_in_all_blocks_by_number_is_that_by_default():
     model.merge_blocks = 3
     with pytest.raises(ConfigError, match=r"config.model.merge_blocks=3: the net has 2 blocks"):
         build(model, 3)
+
+
+def test_a_replica_that_stops_early_is_looked_at_when_it_does(tmp_path):
+    words = {"epochs": 9, "early_stopping": 1, "dataset.validation": 0.1, "optimizer.learning_rate": 0.0}
+    words["model.norm"] = "ln"  # without running statistics nothing changes at all
+    run = loop.train(tiny(**RUN | words, **{"probes.signal": 4}), tmp_path)
+    stopped = {row["seed"]: row["epoch"] for row in read(run, "summary")["per_seed"]}
+    assert set(stopped.values()) == {2}
+    table = tables.probed(run, "signal")
+    for seed, epoch in stopped.items():
+        assert list(table.loc[table["seed"] == seed, "epoch"].unique()) == [0, epoch]
+
+
+def test_nets_that_pmap_trains_are_looked_at_without_it(tmp_path, monkeypatch):
+    def look(at):
+        at.net.apply(at.variables, at.x_BxHxWxC, train=True, mutable=["batch_stats"])  # with pmap's axis: a NameError
+        return pd.DataFrame({"x": [1.0]})
+
+    monkeypatch.setitem(PROBES, "signal", each(look))
+    run = loop.train(tiny(**PROBED | {"epochs": 1, "parallel": "pmap"}), tmp_path)
+    assert list(tables.probed(run, "signal")["epoch"].unique()) == [0, 1]

@@ -125,6 +125,7 @@ def _cost(rows: pd.DataFrame) -> str:
     add = rows.loc["add"]
     parts = [f"error of add rises by {_points(add, 'mean', 'ci_low', 'ci_high')} points (n = {add['n']:.0f})"]
     parts += [f"{name}: {', '.join(found)}" for name, found in groups.items() if found]
+    parts.append("95 % intervals, not corrected for the number of merges")
     lost = [merge for merge, row in rows.iterrows() if not row["n"]]
     return "; ".join(parts + ([f"no net: {', '.join(lost)}"] if lost else []))
 

@@ -20,7 +20,7 @@ import pandas as pd
 from ml_collections import ConfigDict
 
 from resjax import stats
-from resjax.config import ConfigError, flat, hash8
+from resjax.config import ConfigError, completed, flat, hash8
 
 CONFIG_COLUMNS = {  # column -> config entry; `dataset` and `hash` come before and after them
     "merge": "model.merge",
@@ -78,7 +78,7 @@ def load(run_dir: str | os.PathLike) -> pd.DataFrame:
 
 
 def probed(run_dir: str | os.PathLike, name: str) -> pd.DataFrame:
-    """What a probe of the run left, a row per line of its file; what is no longer finite is nan.
+    """What a probe of the run left, a row per line of its file; what was not finite is nan.
 
     Raises:
       ValueError: there is none (config.probes), or a line is damaged; one line that names it.
@@ -86,7 +86,18 @@ def probed(run_dir: str | os.PathLike, name: str) -> pd.DataFrame:
     path = Path(run_dir) / f"probe_{name}.jsonl"
     lines = _text(path).splitlines()
     rows = [_decoded(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
-    return pd.DataFrame(rows).infer_objects()
+    return with_numbers(pd.DataFrame(rows))
+
+
+def with_numbers(table: pd.DataFrame) -> pd.DataFrame:
+    """`table` with columns of numbers as such, also where None, "nan" or "inf" stands among them."""
+    out = table.copy()
+    for name, column in table.items():
+        if not pd.api.types.is_numeric_dtype(column):
+            numbers = pd.to_numeric(column, errors="coerce")
+            if (numbers.notna() | column.isna() | (column == "nan")).all():
+                out[name] = numbers.astype(float)
+    return out
 
 
 def summary(run_dirs: Iterable[str | os.PathLike]) -> pd.DataFrame:
@@ -144,7 +155,7 @@ def read_config(run_dir: str | os.PathLike) -> ConfigDict:
     path = Path(run_dir) / "config.json"
     content = read_json(path)
     try:
-        config = ConfigDict(content)
+        config = completed(ConfigDict(content))
         config_columns(config)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: not a config, {type(error).__name__} {error}") from None

@@ -36,8 +36,9 @@ def gradients(subjects: Mapping[int, Subject], samples: int = SAMPLES) -> pd.Dat
     Of layers and nets:
       norm, weight_norm: |G|, and the norm of the parameters.
       variance: tr Sigma, unbiased, from `samples` of the images, spread evenly.
-      gsnr: mean of G_j^2 / Sigma_jj over the parameters j that have a gradient on some image (Liu et al. 2020,
-        2001.07384). Where G is but noise, it is about 1/N.
+      gsnr: mean of g_j^2 / Sigma_jj over the parameters j (Liu et al. 2020, 2001.07384), both of the `samples` alone,
+        with g the mean of their gradients; parameters without variance on them are left out. Noise alone gives about
+        1/samples.
       noise_scale: tr Sigma / |G|^2, in images, where |G|^2 is unbiased: tr Sigma / N is taken off (McCandlish et al.
         2018, 1812.06162, appendix A.1). inf if nothing is left of it.
       update_ratio: norm of what the optimiser would now add, over weight_norm; nan without `Subject.update`.
@@ -57,8 +58,8 @@ def gradients(subjects: Mapping[int, Subject], samples: int = SAMPLES) -> pd.Dat
     layers, points = {}, []
     for seed, at in subjects.items():
         measured = jax.device_get(_measure(at.net, at.loss, samples, at.variables, at.x_BxHxWxC, at.targets_BxK))
-        mean, variance, powers = measured
-        trees = {"weights": at.variables["params"], "mean": mean, "variance": variance}
+        mean, variance, signal, powers = measured
+        trees = {"weights": at.variables["params"], "mean": mean, "variance": variance, "signal": signal}
         if at.update:
             trees["update"] = at.update(mean)
         layers[seed] = _by_layer(trees)
@@ -74,8 +75,11 @@ def gradients(subjects: Mapping[int, Subject], samples: int = SAMPLES) -> pd.Dat
 
 
 @partial(jax.jit, static_argnames=("net", "loss", "samples"))
-def _measure(net, loss, samples, variables, x, targets) -> tuple[Any, Any, OrderedDict[str, list[jax.Array]]]:
-    """G, the diagonal of Sigma, both as the parameters are, and the powers at s, f and z of each merge point."""
+def _measure(net, loss, samples, variables, x, targets) -> tuple[Any, Any, Any, OrderedDict[str, list[jax.Array]]]:
+    """G, the diagonal of Sigma, its samples' g_j^2 / Sigma_jj, and the powers at s, f and z of each merge point.
+
+    The first three are as the parameters are.
+    """
     frozen = {name: collection for name, collection in variables.items() if name != "params"}
 
     def mean_loss(params, shifts, x, targets):
@@ -94,13 +98,21 @@ def _measure(net, loss, samples, variables, x, targets) -> tuple[Any, Any, Order
 
     def add(sums, index):  # one by one: batched over samples, a convolution's kernel gradients are slow on a CPU
         own, _ = jax.grad(mean_loss, has_aux=True)(params, None, x[index][None], targets[index][None])
-        return jax.tree.map(lambda total, g, m: total + jnp.square(g - m), sums, own, mean), None
+        off = jax.tree.map(jnp.subtract, own, mean)
+        return jax.tree.map(jnp.add, sums, (off, jax.tree.map(jnp.square, off))), None
 
     chosen = np.linspace(0, n - 1, min(samples, n)).round().astype(int)
-    sums, _ = lax.scan(add, jax.tree.map(jnp.zeros_like, params), jnp.asarray(chosen))
+    m = len(chosen)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    (sums, squares), _ = lax.scan(add, (zeros, zeros), jnp.asarray(chosen))
+
+    def signal_to_noise(g, total, square):
+        own = (square - jnp.square(total) / m) / max(m - 1, 1)  # the samples' variance about their own mean
+        return jnp.where(own > 0, jnp.square(g + total / m) / own, jnp.nan)
+
     # A sample differs from a mean that it is part of by (1 - 1/n) of the variance: unbiased for any number of them.
-    variance = jax.tree.map(lambda total: total / (len(chosen) * (1 - 1 / n)), sums)
-    return mean, variance, OrderedDict(powers)
+    variance = jax.tree.map(lambda square: square / (m * (1 - 1 / n)), squares)
+    return mean, variance, jax.tree.map(signal_to_noise, mean, sums, squares), OrderedDict(powers)
 
 
 def _by_layer(trees: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
@@ -115,10 +127,8 @@ def _by_layer(trees: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
     return {path: {name: vector(of, members) for name, of in leaves.items()} for path, members in groups.items()}
 
 
-def _layer(weights, mean, variance, n: int, update=None) -> dict[str, float]:
-    live = (mean != 0) | (variance > 0)
-    with np.errstate(divide="ignore"):  # the same gradient on all images: signal without noise
-        gsnr = np.mean(np.square(mean[live]) / variance[live]) if live.any() else math.nan
+def _layer(weights, mean, variance, signal, n: int, update=None) -> dict[str, float]:
+    gsnr = np.nanmean(signal) if np.isfinite(signal).any() else math.nan
     noise, weight_norm = variance.sum(), np.linalg.norm(weights)
     power = np.sum(np.square(mean)) - noise / n
     return {

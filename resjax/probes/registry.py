@@ -1,6 +1,7 @@
 """The probes by name: during training (config.probes), and on finished runs (`resjax.probes.of_run`).
 
-A probe of your own that looks at one replica at a time is one line, and an entry in config.probes:
+A probe of your own that looks at one replica at a time is one line; to look during training, it also needs an entry in
+config.probes and in RANGES (resjax/config.py):
 
     PROBES["mine"] = each(lambda at: pd.DataFrame({"norm": [float(optax.tree.norm(at.variables["params"]))]}))
 """

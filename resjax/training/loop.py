@@ -10,6 +10,7 @@ function of (seed, step), and what metrics.jsonl says beyond the position is for
 import os
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from operator import itemgetter
@@ -27,7 +28,7 @@ from resjax.models import build
 from resjax.training import history, hosts, optim, rundir, startup, step
 from resjax.training.checkpoint import Checkpoints
 from resjax.training.interrupt import Interrupted, StopSignals
-from resjax.training.mesh import Replicas
+from resjax.training.mesh import BATCH_AXIS, Replicas
 from resjax.training.pace import Pace
 from resjax.training.probing import Probing
 from resjax.training.progress import TrainingProgress
@@ -67,18 +68,21 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Path:
 
 def _prepare(config: ConfigDict) -> tuple[Dataset, step.Task, Replicas]:
     dataset = load(config.dataset)
-    return dataset, make_task(config, dataset), Replicas(config)
+    axis_name = BATCH_AXIS if config.parallel == "pmap" else None
+    return dataset, make_task(config, dataset, axis_name), Replicas(config)
 
 
-def make_task(config: ConfigDict, dataset: Dataset) -> step.Task:
-    """What stays fixed during the run. Raises ConfigError if batch or crop are too large for the data."""
+def make_task(config: ConfigDict, dataset: Dataset, axis_name: str | None = None) -> step.Task:
+    """What stays fixed during the run. Raises ConfigError if batch or crop are too large for the data.
+
+    `axis_name` is that of the axis over which pmap splits a batch; the net works nowhere else then.
+    """
     size, pixels = len(dataset.train.labels_N), min(dataset.train.images_NxHxWxC.shape[1:3])
     if config.dataset.crop_padding >= pixels:
         raise ConfigError(f"config.dataset.crop_padding={config.dataset.crop_padding}: the images have {pixels} pixels")
     steps = config.epochs * batches.steps_per_epoch(size, config.batch_size)
     if steps >= 2**31:
         raise ConfigError(f"config.epochs={config.epochs}: {steps} steps in all; at most {2**31 - 1} can be counted")
-    axis_name = "batch" if config.parallel == "pmap" else None
     return step.Task(
         config=config,
         net=build.build(config.model, dataset.num_classes, dtype=config.dtype, axis_name=axis_name),
@@ -120,7 +124,7 @@ class _Run:
         self.init = replicas.compile(partial(step.init, task))
         self.train_steps = replicas.compile_training(partial(step.train_steps, task))
         self.evaluate = replicas.compile(partial(step.evaluate, task, batch_size=EVALUATED_AT_ONCE))
-        self.probing = Probing(task, dataset.train)
+        self.probing = Probing(make_task(self.config, dataset), dataset.train)
         self.training_pace, self.evaluation_pace = Pace(), Pace()
         self.rows: list[dict] = []
         self.epoch = self.step = 0
@@ -227,7 +231,9 @@ class _Run:
                 for i, seed in enumerate(self.seeds):
                     if seed in seeds and seed not in ended:
                         rows.append(history.row(epoch, seed, name, loss=loss[i], accuracy=accuracy[i]))
-        self._probe(epoch, [seed for seed in seeds if seed not in ended])
+        stopped = history.stopped(self.rows + rows, self.config.early_stopping)
+        kept = [seed for seed in seeds if seed not in ended]
+        self._probe(epoch, kept, last=[seed for seed in kept if stopped.get(seed) == epoch])
         hosts.on_first(lambda: self.run.append_metrics(rows))
         self.progress.show(epoch, rows)
         self.rows += rows
@@ -236,15 +242,18 @@ class _Run:
             still = np.isin(self.seeds, self._training())
             self.states = self.states.replace(active=self.replicas.spread(still))
 
-    def _probe(self, epoch: int, seeds: list[int]) -> None:
-        """Lets the probes that are due look at these replicas."""
-        if names := self.probing.due(epoch):
-            states = hosts.fetch(self.states)
-            own = {seed: jax.tree.map(itemgetter(self.seeds.index(seed)), states) for seed in seeds}
-            hosts.on_first(lambda: self._record(self.probing.look(names, epoch, own)))
+    def _probe(self, epoch: int, seeds: list[int], last: Sequence[int] = ()) -> None:
+        """Lets the probes that are due look at these replicas, and all at those for which this epoch is the last."""
+        due = self.probing.due(epoch)
+        others = [name for name in self.probing.periods if name not in due]
+        for names, chosen in ((due, seeds), (others, last)):
+            if names and chosen:
+                states = hosts.fetch(self.states)
+                own = {seed: jax.tree.map(itemgetter(self.seeds.index(seed)), states) for seed in chosen}
+                hosts.on_first(partial(self._look, names, epoch, own))
 
-    def _record(self, probed: dict[str, list[dict]]) -> None:
-        for name, rows in probed.items():
+    def _look(self, names: list[str], epoch: int, own: dict[int, step.State]) -> None:
+        for name, rows in self.probing.look(names, epoch, own).items():
             self.run.append_probed(name, rows)
 
     def _steps_until(self, stop: int) -> float:

@@ -36,23 +36,25 @@ def subjects(
 
 
 class Probing:
-    """The probes of a run (config.probes)."""
+    """The probes of a run.
+
+    Attributes:
+      periods: name -> epochs between two looks, of those that are on (config.probes).
+    """
 
     def __init__(self, task: step.Task, split: Split):
         self._task, self._split = task, split
+        probes = task.config.probes
+        self.periods = {name: probes[name] for name in PROBES if probes.get(name)}  # others are for finished runs alone
         self._update = jax.jit(task.optimizer.update)
 
     def due(self, epoch: int) -> list[str]:
         """Names of the probes that look at the end of `epoch`; 0 is before training, the last epoch always counts."""
-        config = self._task.config
-        periods = {name: config.probes.get(name, 0) for name in PROBES}  # without an entry: for finished runs alone
-        last = epoch == config.epochs
-        return [name for name, period in periods.items() if period and (last or epoch % period == 0)]
+        last = epoch == self._task.config.epochs
+        return [name for name, period in self.periods.items() if last or epoch % period == 0]
 
     def look(self, names: list[str], epoch: int, states: Mapping[int, step.State]) -> dict[str, list[dict]]:
         """Name -> rows, of the replicas given by seed."""
-        if not states:
-            return {}
         variables = {seed: {"params": state.params, **state.stats} for seed, state in states.items()}
         seen = subjects(
             self._task, self._split, self._task.config.probes.images, variables, "init" if epoch == 0 else "trained"
