@@ -104,8 +104,8 @@ def report(found: study.Found) -> list[Path]:
     nets = with_metrics(found)
     results = Results({"": nets, "_effects": saturation.effects(nets, pairs(chosen, set(nets["cell"])))}, {}, [])
     gates = looked_at(found)
-    if gates is not None:
-        _on_gates(results, gates, labels.get("gates"))
+    if len(gates):
+        _on_gates(results, nets, gates, labels.get("gates", []))
     if "controls" in labels:
         _on_controls(results, nets, gates, labels["controls"])
     if "rates" in labels:
@@ -122,58 +122,67 @@ def report(found: study.Found) -> list[Path]:
     return paths + [path for figure in results.figures for path in figure(f"{out}_{figure.func.__name__}")]
 
 
-def looked_at(found: study.Found) -> pd.DataFrame | None:
-    """What the probe left in all the cells that have it."""
+def looked_at(found: study.Found) -> pd.DataFrame:
+    """What the probe left of all the cells that have it, but for replicas that diverged; no rows if nothing is left."""
     probed = [o for o in found.outcomes if o.config.probes.saturation and o.run_dir]
-    if not probed:
-        return None
-    gates = replace(found, outcomes=probed).probed("saturation")
-    numbers = gates.columns[gates.columns.get_loc("gate") + 1 :]
-    return gates.astype(dict.fromkeys(numbers, float)).astype({"epoch": int})
+    if not probed or (gates := replace(found, outcomes=probed).probed("saturation")).empty:
+        return pd.DataFrame()
+    nets = found.nets
+    done = nets.loc[nets["status"] == "done", ["cell", "seed"]].astype({"seed": int})
+    return gates.merge(done, on=["cell", "seed"])
 
 
-def _on_gates(results: Results, gates: pd.DataFrame, labels: list[str] | None) -> None:
+def _on_gates(results: Results, nets: pd.DataFrame, gates: pd.DataFrame, labels: list[str]) -> None:
     course = saturation.over_training(gates)
     results.tables.update({"_gates": gates, "_course": course})
-    if labels:
-        course = course[course["cell"].isin(labels)]
-        results.figures.append(partial(figures.histograms, gates[gates["cell"].isin(labels)]))
-        results.figures.append(partial(figures.course, course))
-        results.verdicts["Q6, saturation"] = verdicts.on_attention(course)
+    own, course = gates[gates["cell"].isin(labels)], course[course["cell"].isin(labels)]
+    lost = nets[nets["cell"].isin(labels) & (nets["status"] == "diverged")]
+    if (own["gate"] != "").any():
+        results.figures.append(partial(figures.histograms, own, lost=len(lost)))
+        results.verdicts["Q6, saturation"] = verdicts.on_attention(course, lost)
+    if len(own):
+        results.figures.append(partial(figures.course, course, lost=len(lost)))
 
 
 def _on_controls(results: Results, nets: pd.DataFrame, gates: pd.DataFrame, labels: list[str]) -> None:
     effects = results.tables["_effects"]
-    results.figures.append(partial(figures.effects, effects[effects["arm"] == "controls"]))
-    if tests := cures(labels):
+    if len(own := effects[effects["arm"] == "controls"]):
+        results.figures.append(partial(figures.effects, own))
+    if len(gates) and (tests := cures(labels)):
         results.tables["_hypotheses"] = saturation.hypotheses(nets, gates, tests)
         results.verdicts["Q5, explanations"] = verdicts.on_gates(results.tables["_hypotheses"])
 
 
 def _on_rates(results: Results, nets: pd.DataFrame) -> None:
     results.tables["_rates"] = saturation.best_rates(nets)
-    results.verdicts["Q5, learning rate"] = verdicts.on_rates(results.tables["_rates"])
+    results.verdicts["Q5, learning rate"] = verdicts.on_rates(results.tables["_rates"], results.tables["_effects"])
     results.figures.append(partial(figures.rates, nets))
 
 
 def _on_number(results: Results, nets: pd.DataFrame, least: int) -> None:
     effects = results.tables["_effects"]
     blocks = nets[["cell", "blocks"]].drop_duplicates()
-    results.figures.append(partial(figures.number, effects[effects["arm"] == "number"].merge(blocks, on="cell")))
+    if len(own := effects[effects["arm"] == "number"]):
+        results.figures.append(partial(figures.number, own.merge(blocks, on="cell")))
     few = f"{COUNTED[0]}, {least} gated"
     if {few, *COUNTED[:2]} <= set(nets["cell"]):
         results.verdicts["Q6, number and granularity"] = verdicts.on_number(nets, COUNTED[0], few, COUNTED[1])
 
 
 def _on_masks(results: Results, masks: pd.DataFrame) -> None:
-    masks = masks.astype({"relative": float, "ink": float})
-    results.tables.update({"_masks": saturation.attention(masks), "_costs": costs()})
+    results.tables["_costs"] = costs()
+    if masks.empty:
+        return
+    results.tables["_masks"] = saturation.attention(masks)
     results.verdicts["Q12, masks"] = verdicts.on_masks(results.tables["_masks"])
     results.figures.append(partial(figures.masks, masks))
 
 
 def with_metrics(found: study.Found) -> pd.DataFrame:
-    """`found.nets` with early_loss, log_train_loss, schedule, and blocks, the number of those with the merge."""
+    """`found.nets` with early_loss, log_train_loss, schedule, and blocks, the number of those with the merge.
+
+    float32 rounds the loss of a sample to 0 below its epsilon: this is the least loss that has a logarithm here.
+    """
     nets, early = found.nets, {}
     for outcome in found.outcomes:
         if outcome.run_dir:
@@ -183,7 +192,7 @@ def with_metrics(found: study.Found) -> pd.DataFrame:
     config = {o.label: o.config for o in found.outcomes}
     nets["early_loss"] = [early.get(key) for key in zip(nets["cell"], nets["seed"], strict=True)]
     nets["early_loss"] = nets["early_loss"].where(nets["status"] == "done").astype(float)
-    nets["log_train_loss"] = np.log10(nets["train_loss"])
+    nets["log_train_loss"] = np.log10(nets["train_loss"].clip(lower=np.finfo(np.float32).eps))
     nets["schedule"] = [config[cell].schedule.name for cell in nets["cell"]]
     depth = [(config[cell].model.depth - 2) // 2 for cell in nets["cell"]]
     nets["blocks"] = [config[cell].model.merge_blocks or own for cell, own in zip(nets["cell"], depth, strict=True)]

@@ -60,7 +60,7 @@ def parts(args: argparse.Namespace) -> dict[str, list[Cell]]:
     names = [name for name in cells.merges(args.merges, registry) if name != BASELINE]
     plain = {cell.label: cell for name in (BASELINE, *names) for cell in _granular(name)}
     controlled = [name for name in CONTROLLED if name in names]
-    reference = config_lib.flat(config_lib.base())
+    reference = config_lib.flat(cells.config(args, cells.datasets(args.datasets)[0], BASELINE))
     sweep = [
         {"optimizer.learning_rate": rate, "schedule.name": schedule}
         for schedule in args.schedules
@@ -94,6 +94,8 @@ def configurations(args: argparse.Namespace) -> dict[str, ConfigDict]:
     (dataset, *others) = cells.datasets(args.datasets)
     if others:
         raise ConfigError("--datasets: one at a time")
+    if args.every < 1:
+        raise ConfigError(f"--every={args.every}: at least 1")
     chosen = [cell for own in parts(args).values() for cell in own]
     probed = {cell.label for cell in chosen if cell.probed}
     found = {}

@@ -179,13 +179,14 @@ def zero_rows(found: Mapping[str, Mapping], stacks: pd.DataFrame) -> pd.DataFram
     """The zeros of every ReLU: of the trained cells before and after training, and of plain stacks at He's variance."""
     out = []
     for moment in ("untrained", "trained"):
-        for label in found["trained"].keys() & found["untrained"].keys():
+        for label in [label for label in found["trained"] if label in found["untrained"]]:
             rows = pd.DataFrame(found[moment][label]["rows"])
-            number = rows.groupby("seed").cumcount() + 1
-            out.append(rows.assign(net=f"{label}, {moment}", number=number))
+            if len(rows):  # none if all replicas diverged
+                about = {"net": f"{label}, {moment}", "merge": label.removeprefix("ResNet "), "moment": moment}
+                out.append(rows.assign(**about, number=rows.groupby("seed").cumcount() + 1))
     plain = stacks[(stacks["activation"] == "relu") & (stacks["initializer"] == "He")]
-    out.append(plain.assign(net="plain ReLU stack", number=plain["layer"]))
-    return pd.concat(out)[["net", "number", "layer", "seed", "zero", "never_active"]]
+    out.append(plain.assign(net="plain ReLU stack", merge="", moment="", number=plain["layer"]))
+    return pd.concat(out)[["net", "merge", "moment", "number", "layer", "seed", "zero", "never_active"]]
 
 
 def stacks_of(seeds: int) -> pd.DataFrame:

@@ -247,6 +247,19 @@ def test_a_block_that_runs_twice_is_two_points():
     assert got["zeros"].tolist() == [0.25, 0.25]
 
 
+class MergesTwice(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        merge = Point(MERGES["gate_sig"], name="merge")
+        return merge(merge(x, x), x)
+
+
+def test_a_block_that_merges_twice_is_refused_in_one_line():
+    f = jnp.ones((2, 3))
+    with pytest.raises(ConfigError, match="#2: .* more than once"):
+        saturation(Subject(MergesTwice(), {"params": {}}, f, f, of_targets, jax.random.key(0)))
+
+
 class Undeclared(nn.Module):
     """Somebody else's net, whose merge says nothing of itself."""
 
@@ -290,6 +303,14 @@ def test_masks_by_hand(maps):
 
 def test_the_mask_of_a_product_is_the_size_of_f(maps):
     np.testing.assert_allclose(mask_of("mul", -maps)["mask"], maps.mean(-1).ravel(), rtol=1e-5)
+
+
+def test_masks_of_bfloat16(maps):
+    half = jnp.asarray(maps, jnp.bfloat16)
+    got = mask_of("gate_tanh", half)
+    want = np.mean(1 + np.tanh(np.float32(half)), -1)
+    np.testing.assert_allclose(got["mask"], want.ravel(), rtol=4e-3)
+    np.testing.assert_allclose(got["ink"], np.float32(half).mean(-1).ravel(), rtol=1e-5)
 
 
 class Attended(nn.Module):

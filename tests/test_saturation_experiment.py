@@ -11,12 +11,14 @@ from fake_runs import write_run
 from experiments import cells, measuring
 from experiments import saturation as study_module
 from experiments.saturation_cells import Cell, parts
+from experiments.study import Found
 from resjax import config as config_lib
 from resjax.analysis import figures, saturation
 from resjax.analysis import saturation_verdicts as verdicts
 
 SEEDS = (0, 1, 2)
 BINS = [f"bin_{i}" for i in range(16)]
+LOST = {"mul": {2: 1}}  # merge -> seed -> epoch in which it diverges
 
 
 # --- The study --------------------------------------------------------------------------------------------------
@@ -33,7 +35,7 @@ def train(config, workdir) -> Path:
     seeds = range(config.seed, config.seed + config.seeds)
     rate_matters = 0.02 * abs(np.log10(config.optimizer.learning_rate / 0.1))
     reached = {seed: 0.95 - slowness(config) - rate_matters + 0.001 * (seed % 3) for seed in seeds}
-    write_run(config, Path(workdir), reached, {2: 1} if config.model.merge == "mul" else {})
+    write_run(config, Path(workdir), reached, LOST.get(config.model.merge))
     if config.probes.saturation:
         rows = [
             gate_row(seed, epoch, config.model.merge) | {"block": f"stage{i}_block1"}
@@ -110,13 +112,54 @@ def test_the_study_writes_its_tables_verdicts_and_figures(study, capsys):
     assert "# verdict on Q5, explanations: gate_sig (n = 3)" in header and "Q6, number and granularity" in printed
 
 
+def test_replicas_that_diverged_are_no_part_of_the_looks(study, monkeypatch, capsys):
+    monkeypatch.setitem(globals(), "LOST", {"gate_sig": {2: 1}, "gate_2sig": dict.fromkeys(SEEDS, 1)})
+    assert study("--parts=gates,controls") == 0
+    seeds = study.read("_gates").groupby("cell")["seed"].unique().map(list)
+    assert seeds["gate_sig"] == [0, 1] and seeds["add"] == [0, 1, 2] and "gate_2sig" not in seeds
+    course = study.read("_course")
+    assert course.loc[course["cell"] == "gate_sig", "n"].eq(2).all()
+    hypotheses = study.read("_hypotheses")
+    assert hypotheses.loc[hypotheses["metric"] == "saturated", "n"].tolist() == [2]
+    assert "diverged and left out: 1 of gate_sig, 3 of gate_2sig" in " ".join(capsys.readouterr().out.split())
+
+
+def test_without_any_look_the_rest_is_still_written(study, monkeypatch):
+    lost = ("add", "gate_sig", "gate_2sig", "gate_granularity")
+    monkeypatch.setitem(globals(), "LOST", dict.fromkeys(lost, dict.fromkeys(SEEDS, 1)))
+    monkeypatch.setattr(study_module, "costs", pd.DataFrame)
+    assert study("--parts=gates,controls") == 0
+    assert len(study.read("")) and not Path(f"{study.out}_gates.csv").exists()
+    results = study_module.Results({}, {}, [])
+    study_module._on_masks(results, pd.DataFrame(columns=["cell"]))
+    assert list(results.tables) == ["_costs"] and not results.figures
+
+
+def test_no_rate_is_lost_to_the_rate_of_the_command_line():
+    args = cells.parse(study_module._parser(), ["--set=optimizer.learning_rate=0.2", "--rates=0.1,0.2,0.3",
+                                                "--schedules=cosine", "--parts=rates"])  # fmt: skip
+    rates = {label: config.optimizer.learning_rate for label, config in study_module.configurations(args).items()}
+    assert {label: rate for label, rate in rates.items() if label.startswith("add")} == {
+        "add, rate 0.1": 0.1, "add": 0.2, "add, rate 0.3": 0.3,
+    }  # fmt: skip
+
+
+def test_a_loss_of_zero_has_a_logarithm(tmp_path):
+    config = cells.config(cells.parse(study_module._parser(), ["--seeds=2"]), "digits", "add")
+    run_dir = write_run(config, tmp_path, {0: 0.0, 1: 0.01})  # made-up losses are the accuracies
+    table = cells.tables.summary([run_dir]).assign(reason="")
+    found = Found(None, [cells.Outcome("add", config, run_dir, table, True)], {}, {}, None)
+    assert study_module.with_metrics(found)["log_train_loss"].tolist() == pytest.approx([np.log10(2.0**-23), -2])
+
+
 def test_parts_are_chosen(study, capsys):
     assert study("--parts=rates", "--rates=0.1") == 0
     assert set(study.read("")["cell"]) == {"add", "gate_sig", "add, constant", "gate_sig, constant", "add, step",
                                            "gate_sig, step"}  # fmt: skip
     assert not Path(f"{study.out}_gates.csv").exists()
-    assert study("--parts=rate") == 2 and study("--datasets=digits,cifar10") == 2
+    assert study("--parts=rate") == 2 and study("--datasets=digits,cifar10") == 2 and study("--every=0") == 2
     assert "choose from gates, controls" in (err := capsys.readouterr().err) and "one at a time" in err
+    assert "--every=0: at least 1" in err
 
 
 def test_the_cells_of_the_full_study():
@@ -126,7 +169,7 @@ def test_the_cells_of_the_full_study():
     assert len(labels["rates"]) == 36 and "gate_sig_bn, rate 0.3, step" in labels["rates"]
     assert "se, 2 gated" in labels["number"] and "gate_granularity full, 1 gated" in labels["number"]
     configs = study_module.configurations(args)
-    assert len(configs) == len({config_lib.hash8(c) for c in configs.values()}) == 62
+    assert len(configs) == len({config_lib.hash8(c) for c in configs.values()}) == 60
     assert configs["gate_sig"].probes.saturation == 4 and configs["gate_sig, rate 0.3"].probes.saturation == 0
     assert configs["gate_sig, gate rate x4.7"].optimizer.gate_lr == 4.7
     assert Cell("se", {"model.merge_blocks": 1}).label == "se, 1 gated"
@@ -185,7 +228,15 @@ def test_the_best_rate_of_a_gate():
     (row,) = saturation.best_rates(nets).to_dict("records")
     assert row["ratio"] == pytest.approx(10) and row["best"] == 1 and row["best_add"] == 0.1
     assert row["at_base"] == pytest.approx(1) and row["at_best"] == pytest.approx(0)
-    assert "best rate 10 [10, 10] times add's (n = 3)" in verdicts.on_rates(pd.DataFrame([row]))
+    none = saturation.effects(nets, [])
+    said = verdicts.on_rates(pd.DataFrame([row]), none)
+    assert "best rate 10 [10, 10] times add's (n = 3)" in said and said.endswith(
+        "picked on the same seeds that measure the differences"
+    )
+    default = dict.fromkeys(("difference", "difference_low", "difference_high"), 0.5)
+    unpicked = pd.DataFrame([default | {"cell": "gate_sig", "baseline": "add", "metric": "log_train_loss", "pairs": 3}])
+    said = verdicts.on_rates(pd.DataFrame([row]), unpicked)
+    assert said.endswith("at the rate and schedule that all share are gate_sig 0.5 [0.5, 0.5] (n = 3)")
 
 
 def test_masks_that_follow_the_ink_and_flat_ones():

@@ -111,8 +111,19 @@ def test_nets_before_training(tmp_path):
 
 
 def test_what_theory_does_not_cover_is_left_out():
-    for entries in ({"merge": "se"}, {"model.norm": "gn"}, {"model.post_activation": "relu"}):
+    others = ({"model.post_activation": "relu"}, {"model.dropout": 0.1}, {"model.merge_blocks": 1})
+    for entries in ({"merge": "se"}, {"model.norm": "gn"}, *others):
         assert of_init.predicted(tiny(**entries)) == []
+    assert [of_init.safe(tiny(**entries).model) for entries in others] == [None] * 3
+    assert of_init.predicted(tiny(**{"model.shortcut": "A"})) == of_init.predicted(tiny())  # no change of shape
+    resnet = config_lib.base()
+    resnet.model.shortcut = "A"
+    assert of_init.predicted(resnet) == []
+
+
+def test_theory_knows_the_bias_of_the_gate():
+    (block,) = of_init.predicted(tiny("highway", **{"model.gate_bias": 20.0, "model.depth": 4}))
+    assert block["power"] == pytest.approx(1, rel=1e-3)  # z is f; by its own bias, -6, it is near s, of power .5
 
 
 def test_safe_depths():
@@ -153,6 +164,37 @@ def test_gains_and_safe_depths_by_hand():
     assert blocks["predicted_gain"].iloc[1] == 1.645
     text = signal_tables.verdict_gradients(signal_tables.cells(seeds))
     assert "mul_bn1 over add 2 [2, 2]" in text and "gradients of mul_bn1 stable: refuted" in text
+
+
+def test_stable_is_what_stays_within_a_factor_e_for_certain():
+    for gains, word in {(0.3, 4.0): "refuted", (0.5, 2.0, 1.0): "undecided", (1.0, 1.01): "yes"}.items():
+        rows = pd.concat(made_up("mul_bn1", gain=gain, seeds=1).assign(seed=i) for i, gain in enumerate(gains))
+        text = signal_tables.verdict_gradients(signal_tables.cells(signal_tables.per_seed(rows)))
+        assert f"gradients of mul_bn1 stable: {word}" in text
+    one = signal_tables.cells(signal_tables.per_seed(made_up("mul_bn1", gain=1.0, seeds=1)))
+    assert "stable: undecided" in signal_tables.verdict_gradients(one)
+
+
+def looked(seeds):
+    return {"rows": [{"seed": s, "layer": "stem_norm", "zero": 0.5, "never_active": 0.1} for s in range(seeds)]}
+
+
+def test_zeros_without_the_merges_that_were_lost_and_every_other_in_its_order(tmp_path, monkeypatch):
+    labels = [f"ResNet {merge}" for merge in ("mul", "add", "mul_bn1", "se")]
+    found = {moment: {label: looked(2) for label in labels} for moment in ("untrained", "trained")}
+    found["trained"]["ResNet mul"] = looked(0)
+    stacks = pd.DataFrame({"activation": ["relu"] * 2, "initializer": "He", "layer": [1, 2], "seed": 0, "zero": 0.5,
+                           "never_active": 0.0})  # fmt: skip
+    rows = study_module.zero_rows(found, stacks)
+    nets = [f"{label}, untrained" for label in labels] + [f"{label}, trained" for label in labels[1:]]
+    assert list(dict.fromkeys(rows["net"])) == [*nets, "plain ReLU stack"]
+    assert "ResNet se, trained (n = 2): 0.5" in signal_tables.verdict_zeros(rows)
+    drawn = []
+    monkeypatch.setattr(study_module.signal_figures, "_saved", lambda figure, out: drawn.append(figure) or [])
+    study_module.signal_figures.zeros(signal_tables.zeros(rows), str(tmp_path / "zeros"))
+    lines = drawn[0].axes[0].lines
+    looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}
+    assert len(lines) == len(looks) == 8
 
 
 # --- The whole study --------------------------------------------------------------------------------------------

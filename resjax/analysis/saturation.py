@@ -68,7 +68,11 @@ def effects(nets: pd.DataFrame, pairs: Iterable[tuple[str, str, str]]) -> pd.Dat
 def over_training(gates: pd.DataFrame) -> pd.DataFrame:
     """A row per (cell, merge, epoch, quantity of OVER_TRAINING): mean, ci_low, ci_high and n over seeds.
 
-    A seed's value is its mean over the gates of the net; of blocks without gates where the net has none at all.
+    A seed's value is its mean over the gates of the net; of blocks without gates where the net has none at all. One
+    that is not finite is left out.
+
+    Args:
+      gates: without the replicas that diverged, or the seeds would differ from epoch to epoch.
     """
     gates = gates.assign(slope_share=gates["slope_rms"] / gates["slope_max"])
     gated = gates["gate"] != ""
@@ -77,7 +81,7 @@ def over_training(gates: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for key, of_epoch in values.groupby(["cell", "merge", "epoch"], sort=False):
         for quantity in OVER_TRAINING:
-            if len(present := of_epoch[quantity].dropna()):
+            if len(present := of_epoch.loc[np.isfinite(of_epoch[quantity]), quantity]):
                 ci = stats.mean_ci(present)
                 rows.append([*key, quantity, ci["mean"], ci["ci_low"], ci["ci_high"], ci["n"]])
     columns = ["cell", "merge", "epoch", "quantity", "mean", "ci_low", "ci_high", "n"]
@@ -154,7 +158,8 @@ def best_rates(nets: pd.DataFrame, baseline: str = "add") -> pd.DataFrame:
       best: the rate with the merge's lowest mean log10 of the final training loss; a rate at which replicas diverged
         is none.
       at_base, at_best (..._low, ..._high): difference to the baseline in that logarithm at the baseline's best rate,
-        and where both have their own best one.
+        and where both have their own best one. Danger: the rates are picked on the seeds that measure these
+        differences, so that the losses are a little too low, and the intervals too narrow.
     """
     metric, rows = "log_train_loss", []
     for schedule, of_schedule in nets.groupby("schedule", sort=False):

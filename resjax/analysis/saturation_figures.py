@@ -37,12 +37,13 @@ PERCENT = ("saturated", "stuck")
 LOGARITHMIC = ("grad_ratio", "update_ratio")
 
 
-def histograms(gates: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
+def histograms(gates: pd.DataFrame, path: str | os.PathLike, lost: int = 0) -> list[Path]:
     """Draws where the values of each gate lie in its range, over training; means over seeds and blocks.
 
     Args:
       gates: rows of `probes.saturation` with the columns cell, seed and epoch.
       path: of the figure, to which .png and .pdf are appended.
+      lost: how many replicas diverged and are left out.
     """
     import matplotlib
     from matplotlib.colors import PowerNorm
@@ -67,14 +68,15 @@ def histograms(gates: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
         bar = figure.colorbar(drawn, ax=panels, ticks=[0, 1, 5, 10, 20, 30, 50], extend="max", pad=0.01, aspect=30)
         bar.set_label("gate values (%) per 1/16 of the range", fontsize=8)
         figure.supxlabel(
-            f"epoch (0: before training); mean over blocks and {gates['seed'].nunique()} seeds", fontsize=9
+            f"epoch (0: before training); mean over blocks and {gates['seed'].nunique()} seeds{_left_out(lost)}",
+            fontsize=9,
         )
         figure.supylabel("place in the gate's range", fontsize=9)
         return _saved(figure, path)
 
 
-def course(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
-    """Draws the QUANTITIES of `saturation.over_training` over the epochs."""
+def course(table: pd.DataFrame, path: str | os.PathLike, lost: int = 0) -> list[Path]:
+    """Draws the QUANTITIES of `saturation.over_training` over the epochs; `lost` replicas diverged."""
     import matplotlib
     from matplotlib.ticker import FixedLocator, NullLocator
 
@@ -109,7 +111,7 @@ def course(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
         handles = {line.get_label(): line for axes in panels for line in axes.lines}
         n = table["n"].max()
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=7, handlelength=4)
-        figure.suptitle(f"mean over the gates of a net, 95 % CI over seeds (n = {n})", fontsize=9)
+        figure.suptitle(f"mean over the gates of a net, 95 % CI over seeds (n = {n}){_left_out(lost)}", fontsize=9)
         return _saved(figure, path)
 
 
@@ -293,6 +295,10 @@ def _grid(figure: "Figure", count: int, columns: int, **shared) -> list["Axes"]:
     for axes in panels[count:]:
         axes.remove()
     return list(panels[:count])
+
+
+def _left_out(lost: int) -> str:
+    return f"; {lost} diverged and left out" if lost else ""
 
 
 def _wrapped(label: str) -> str:

@@ -38,24 +38,38 @@ def on_gates(table: pd.DataFrame) -> str:
     return ". ".join(sentences)
 
 
-def on_rates(table: pd.DataFrame) -> str:
-    """Whether a gate wants a larger rate, and whether that closes its gap, from `best_rates`."""
+def on_rates(table: pd.DataFrame, effects: pd.DataFrame) -> str:
+    """Whether a gate wants a larger rate, and whether that closes its gap, from `best_rates`.
+
+    Beside it what `effects` says of the same merges where the rate was not picked at all, if it says anything.
+    """
     names = ("", "_low", "_high")
-    return ". ".join(
+    kept = (effects["metric"] == "log_train_loss") & (effects["baseline"] == "add")
+    unpicked = effects[kept & effects["cell"].isin(table["merge"])].drop_duplicates("cell")
+    sentences = [
         f"{row['merge']}, {row['schedule']}: best rate {interval(row, [f'ratio{n}' for n in names])} times add's "
         f"(n = {row['n']:.0f}); final training loss {interval(row, [f'at_base{n}' for n in names])} decades above "
         f"add's at add's best rate {row['best_add']:g}, {interval(row, [f'at_best{n}' for n in names])} at its own "
         f"{row['best']:g}"
         for _, row in table.iterrows()
-    )
+    ]
+    sentences.append("all these rates were picked on the same seeds that measure the differences")
+    if len(unpicked):
+        sentences[-1] += ", which at the rate and schedule that all share are " + ", ".join(
+            f"{row['cell']} {interval(row, [f'difference{n}' for n in names])} (n = {row['pairs']:.0f})"
+            for _, row in unpicked.iterrows()
+        )
+    return ". ".join(sentences)
 
 
-def on_attention(course: pd.DataFrame) -> str:
-    """Q6 in words: who is saturated at the end, from `over_training`."""
+def on_attention(course: pd.DataFrame, lost: pd.DataFrame) -> str:
+    """Q6 in words: who is saturated at the end, from `over_training`; `lost` are the rows of diverged nets."""
     rows = course[(course["epoch"] == course["epoch"].max()) & (course["quantity"] == "saturated")]
-    return f"share of gate values at an asymptote at the end (n = {rows['n'].max()}, %): " + ", ".join(
+    text = f"share of gate values at an asymptote at the end (n = {rows['n'].max()}, %): " + ", ".join(
         f"{row['cell']} {interval(row, factor=100)}" for _, row in rows.iterrows()
     )
+    counts = ", ".join(f"{count} of {cell}" for cell, count in lost["cell"].value_counts(sort=False).items())
+    return text + (f"; diverged and left out: {counts}" if counts else "")
 
 
 def on_number(nets: pd.DataFrame, many: str, few: str, coarse: str) -> str:

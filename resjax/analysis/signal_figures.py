@@ -3,6 +3,7 @@
 Theory is dashed, or a black bar; bands and bars are 95 % CIs over seeds.
 """
 
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 NORMS = {"bn": "BatchNorm", "ln": "LayerNorm"}
 THEORY = {"linestyle": (0, (4, 1.5)), "linewidth": 1.0}
 INITIALIZERS = {"naive uniform": ("#D55E00", "v"), "Xavier": ("#0072B2", "s"), "He": ("#000000", "o")}
-NETS = (("#0072B2", "o"), ("#E69F00", "x"), ("#009E73", "s"), ("#D55E00", "+"), ("#000000", "^"))
+MOMENTS = {"untrained": (0, (1.5, 1.2)), "trained": "-", "": (0, (5, 1, 1, 1))}  # "": a plain stack
 
 
 def blocks(table: pd.DataFrame, out: str) -> list[Path]:
@@ -185,13 +186,13 @@ def zeros(table: pd.DataFrame, out: str) -> list[Path]:
     import matplotlib
 
     with matplotlib.rc_context(RC):
-        figure = new_figure(7.0, 3.2)
+        figure = new_figure(7.0, 2.8 + 0.2 * ceil(table["net"].nunique() / 3))
         panels = figure.subplots(1, 2, sharex=True, sharey=True)
         names = ("share of zeros", "share of units that are 0 on all images")
         for axes, name, label in zip(panels, ("zero", "never_active"), names, strict=True):
-            for (net, own), look in zip(table.groupby("net", sort=False), NETS, strict=False):
-                _zeros(axes, own, name, net, *look)
-            axes.set_title(f"{label}, n = {table['n'].max():.0f}")
+            for (net, merge, moment), own in table.groupby(["net", "merge", "moment"], sort=False):
+                _zeros(axes, own, name, net, style(merge), MOMENTS[moment])
+            axes.set_title(label)
             axes.set_xlabel("ReLU")
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.set_ylim(-0.03, 1)
@@ -212,9 +213,13 @@ def _stack(axes: "Axes", layers: pd.DataFrame, column: str) -> None:
     axes.set_yscale("log")
 
 
-def _zeros(axes: "Axes", own: pd.DataFrame, name: str, net: str, colour: str, marker: str) -> None:
+def _zeros(axes: "Axes", own: pd.DataFrame, name: str, net: str, look: tuple[str, str], dashes) -> None:
+    colour, marker = look
     axes.fill_between(own["number"], own[f"{name}_low"], own[f"{name}_high"], color=colour, alpha=0.25, linewidth=0)
-    axes.plot(own["number"], own[name], color=colour, marker=marker, markersize=4, linewidth=1.0, label=net)
+    axes.plot(
+        own["number"], own[name], color=colour, marker=marker, markersize=4, linewidth=1.0, linestyle=dashes,
+        label=f"{net} (n = {own['n'].max()})",
+    )  # fmt: skip
 
 
 def _line(axes: "Axes", own: pd.DataFrame, x: str, name: str, merge: str, predicted: str | None = None) -> None:

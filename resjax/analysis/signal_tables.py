@@ -134,11 +134,11 @@ def zeros(rows: pd.DataFrame) -> pd.DataFrame:
     """Of `resjax.probes.activity` and of ReLU stacks, a row per net and layer: zero, never_active with intervals, n.
 
     Args:
-      rows: one per net (a name), number (of the layer), layer and seed.
+      rows: one per net (a name), number (of the layer), layer and seed, with merge and moment ("" of a stack).
     """
-    out = []
-    for key, own in rows.groupby(["net", "number", "layer"], sort=False):
-        row = dict(zip(["net", "number", "layer"], key, strict=True)) | {"n": len(own)}
+    keys, out = ["net", "merge", "moment", "number", "layer"], []
+    for key, own in rows.groupby(keys, sort=False):
+        row = dict(zip(keys, key, strict=True)) | {"n": len(own)}
         for name in ("zero", "never_active"):
             row |= interval(name, own[name])
         out.append(row)
@@ -166,7 +166,8 @@ def verdict_gradients(table: pd.DataFrame) -> str:
         spreads = [f"{r.name} {words(r, 'spread')}" for r in (row, *others)]
         over_add = f"; mul_bn1 over add {words(row, 'gain_to_add')}" if "add" in own.index else ""
         one = "yes" if abs(row["mean"] - 1) < 0.1 else "no"
-        stable = "yes" if row["gain_low"] <= 1 <= row["gain_high"] or row["safe_low"] >= row["blocks"] else "refuted"
+        stable = "yes" if row["safe_low"] >= row["blocks"] else "undecided"
+        stable = "refuted" if row["safe_high"] < row["blocks"] else stable
         sentences.append(
             f"ResNet-{row['depth']:.0f}, {norm}, n = {row['n']:.0f}: mean of z of mul_bn1 {words(row, 'mean')}"
             f" (1 within .1: {one}); gain of gradient power per block: {', '.join(gains)}"
@@ -187,7 +188,7 @@ def verdict_theory(table: pd.DataFrame) -> str:
             net = f"ResNet-{depth:.0f}" if part == "depth" else f"wide mlp of depth {depth:.0f}"
             worst = own.loc[factor.idxmax(), "merge"]
             found.append(f"{net}, {norm}: {factor.median() - 1:.1%}, at most {factor.max() - 1:.0%} ({worst})")
-    return f"measured gain per block off theory, median over merges: {'; '.join(found)}"
+    return f"measured gain per block off theory, median over merges: {'; '.join(found) or 'it describes none'}"
 
 
 def verdict_literal(table: pd.DataFrame, losses: Mapping[str, pd.DataFrame]) -> str:
@@ -227,6 +228,7 @@ def verdict_zeros(rows: pd.DataFrame) -> str:
         of_seed = own.groupby("seed")[["zero", "never_active"]].mean()
         row = interval("zero", of_seed["zero"]) | interval("never_active", of_seed["never_active"])
         found.append(
-            f"{net}: {words(row, 'zero')} of activations are 0, {words(row, 'never_active')} of units never active"
+            f"{net} (n = {len(of_seed)}): {words(row, 'zero')} of activations are 0, {words(row, 'never_active')} of"
+            " units never active"
         )
-    return f"n = {rows['seed'].nunique()}: {'; '.join(found)}"
+    return "; ".join(found)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
+from resjax.config import ConfigError
 from resjax.models.merges import Merge
 from resjax.probes.merge_points import Call, apply_with_points, as_it_is
 
@@ -46,7 +47,7 @@ def apply_with_gates(
       What the net returns, without what Linen captures; and both by the names of the points.
 
     Raises:
-      ConfigError: the net has no merge points.
+      ConfigError: the net has no merge points, or a block that calls its merge more than once in a run.
     """
     merges: dict[str, Merge | None] = {}
 
@@ -63,6 +64,8 @@ def apply_with_gates(
         run, captured, merge = int(run or 1) - 1, state["intermediates"], merges[name]
         for part in filter(None, path.split("/")):
             captured = captured[part]
+        if run >= len(captured.get("__call__", ())):
+            raise ConfigError(f"{name}: what leaves the block is not told by its merge, called more than once in a run")
         m = captured["merge"][merge.extra]["__call__"][run] if merge and merge.extra else None
         around[name] = Around(*point, m, captured["__call__"][run])
     return out, around, merges

@@ -51,8 +51,9 @@ def _masks(net: nn.Module, variables: dict, x: jax.Array) -> OrderedDict[str, tu
             raise ConfigError(f"a mask is of maps [B, H, W, C]; at {name} they have the shape {point.f.shape}")
         gates = merges[name].gates if merges[name] else ()
         gate = gates[-1].value(getattr(point, gates[-1].of)) if gates else jnp.abs(point.f)
-        mask_BxHxW = jnp.broadcast_to(jnp.mean(gate, -1), point.f.shape[:-1])
-        ink_BxHxW = jax.image.resize(jnp.mean(x, -1), mask_BxHxW.shape, "linear")
+        wide = jnp.promote_types(gate.dtype, jnp.float32)  # means of bfloat16 lose digits, and pandas does not know it
+        mask_BxHxW = jnp.broadcast_to(jnp.mean(gate, -1, dtype=wide), point.f.shape[:-1])
+        ink_BxHxW = jax.image.resize(jnp.mean(x, -1, dtype=wide), mask_BxHxW.shape, "linear")
         found[name] = mask_BxHxW, ink_BxHxW
     return found
 

@@ -56,11 +56,12 @@ def measure(config: ConfigDict, workdir: str | os.PathLike, *, look: str, images
 def predicted(config: ConfigDict) -> list[dict]:
     """Theory of that: a row per block, in the columns of `propagation` that it knows.
 
-    [] for a merge or norm that it does not cover, and with an activation after the merge: its z is the one after that.
+    [] for nets that it does not describe: another merge or norm, an activation after the merge (its z is the one after
+    that), dropout, blocks of several merges, and changes of shape by zero-padding.
     """
-    if config.model.post_activation != "none":
-        return []
     net = make_task(config, load(config.dataset)).net
+    if not _described(config.model) or (config.model.shortcut == "A" and len(net.stages) > 1):
+        return []
     merge, words = _in_theory(config.model)
     try:
         found = stages(merge, [count for count, _, _ in net.stages], **words)
@@ -74,17 +75,24 @@ def predicted(config: ConfigDict) -> list[dict]:
     ]
 
 
-def safe(model: ConfigDict) -> int:
-    """Theory's `safe_depth` of blocks of equal shapes, counted from the first z; at most LIMIT."""
+def safe(model: ConfigDict) -> int | None:
+    """Theory's `safe_depth` of blocks of equal shapes, counted from the first z; at most LIMIT. None as `predicted`."""
+    if not _described(model):
+        return None
     merge, words = _in_theory(model)
     first = blocks(merge, gaussian().through(relu), 1, **words)[0]
     return safe_depth(merge, first.z, limit=LIMIT, **words)
 
 
+def _described(model: ConfigDict) -> bool:
+    return model.post_activation == "none" and not model.dropout and not model.merge_blocks
+
+
 def _in_theory(model: ConfigDict) -> tuple[Merge, dict]:
     """The merge at its init, and the keywords of `resjax.theory.signal.block`."""
-    merge, words = MERGES[model.merge], {"norm": model.norm, "activation": ACTIVATIONS[model.activation]}
-    return merge if model.scale is None else replace(merge, branch_scale=model.scale), words
+    given = {"branch_scale": model.scale, "extra_bias": model.gate_bias}
+    merge = replace(MERGES[model.merge], **{name: value for name, value in given.items() if value is not None})
+    return merge, {"norm": model.norm, "activation": ACTIVATIONS[model.activation]}
 
 
 def _active(subjects: Mapping[int, Subject], *, train: bool) -> dict[str, list[dict]]:
