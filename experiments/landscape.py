@@ -7,11 +7,13 @@ Q13: is the gradient near 0 where training stalls? Its norm beside the loss, ove
 negative eigenvalues of the Hessian follow the height of the loss, and does a step along negative curvature lower it?
 The Hessian of the mean loss over --images training images, every --every epochs: extremes, trace and density by
 Lanczos, and a line search along the eigenvector of the smallest eigenvalue against gradient steps of the same
-lengths. Q15: do small batches find flatter minima, and do these generalise better? Batch sizes are swept at the same
-number of epochs and the same learning rate, and, with --rates=fixed,linear, also at a rate proportional to the batch;
-sharpness of the trained nets against their test error. Besides: the loss on a random plane around one net (the lowest
-seed) of each of --planes, and on the line between neighbouring seeds, with statistics of BatchNorm interpolated and
-recomputed.
+lengths, and against the same search along random directions: away from a critical point any direction lowers the
+loss, to first order, so that only what the eigenvector takes away beyond those, and its even part, speak of curvature.
+Q15: do small batches find flatter minima, and do these generalise better? Batch sizes are swept at the same number of
+epochs and the same learning rate, and, with --rates=fixed,linear, also at a rate proportional to the batch; sharpness
+of the trained nets against their test error. Besides: the loss on a random plane around one net (the lowest seed) of
+each of --planes, and on the line between neighbouring seeds, with statistics of BatchNorm interpolated and recomputed.
+Replicas that diverge are left out, and counted; what is said of the Hessian of a net without one (swap_*) is nan.
 
 Plain sharpness (box, SAM, eigenvalues) depends on the scale of weights that a norm removes, and merges differ in it:
 the adaptive one (ASAM) is the fair comparison between them. Points along a path of training are no critical points, of
@@ -26,8 +28,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
@@ -41,6 +45,7 @@ from resjax.analysis.landscape_tables import (
     drops,
     in_words,
     mean_in_words,
+    not_diverged,
     rank_correlation,
     smoothed,
     stalls,
@@ -80,24 +85,28 @@ def configurations(args: argparse.Namespace) -> dict[str, ConfigDict]:
     """The config of every cell: each merge with the curvature probe, and the sweep. Raises ConfigError."""
     from resjax.models.merges import MERGES
 
+    (dataset, *others) = cells.datasets(args.datasets)
+    if others:
+        raise ConfigError("--datasets: one at a time")
+    if args.every < 1:
+        raise ConfigError(f"--every={args.every}: at least 1")
     chosen = {}
-    probes = {"probes.curvature": args.every, "probes.images": args.images}
-    for dataset in cells.datasets(args.datasets):
-        for merge in cells.merges(args.merges, MERGES):
-            chosen[f"{dataset}, {merge}"] = cells.config(args, dataset, merge, **probes)
-        for merge in _among(args.swept, args, "--swept"):
-            base = chosen[f"{dataset}, {merge}"]
-            for rule in args.rates.split(","):
-                if rule not in ("fixed", "linear"):
-                    raise ConfigError(f"--rates: unknown {rule!r}; choose from fixed, linear")
-                for size in args.batch_sizes:
-                    if size == base.batch_size:
-                        continue
-                    rate = base.optimizer.learning_rate * (size / base.batch_size if rule == "linear" else 1)
-                    entries = {"batch_size": size, "optimizer.learning_rate": rate, "eval_every": base.epochs}
-                    label = f"{dataset}, {merge}, batch {size}, {rule} rate"
-                    chosen[label] = cells.config(args, dataset, merge, **entries)
-        _among(args.planes, args, "--planes")
+    for merge in cells.merges(args.merges, MERGES):
+        probes = {"probes.curvature": args.every, "probes.images": args.images}
+        chosen[f"{dataset}, {merge}"] = cells.config(args, dataset, merge, **probes)
+    for merge in _among(args.swept, args, "--swept"):
+        base = chosen[f"{dataset}, {merge}"]
+        for rule in args.rates.split(","):
+            if rule not in ("fixed", "linear"):
+                raise ConfigError(f"--rates: unknown {rule!r}; choose from fixed, linear")
+            for size in args.batch_sizes:
+                if size == base.batch_size:
+                    continue
+                rate = base.optimizer.learning_rate * (size / base.batch_size if rule == "linear" else 1)
+                entries = {"batch_size": size, "optimizer.learning_rate": rate, "eval_every": base.epochs}
+                label = f"{dataset}, {merge}, batch {size}, {rule} rate"
+                chosen[label] = cells.config(args, dataset, merge, **entries)
+    _among(args.planes, args, "--planes")
     return chosen
 
 
@@ -115,8 +124,9 @@ def looks(args: argparse.Namespace) -> dict[str, dict]:
     """What is asked of the trained nets."""
     configs = configurations(args)
     core = [label for label, config in configs.items() if config.probes.curvature]
-    planes = [label for label in core if configs[label].model.merge in args.planes.split(",")]
-    swept = [label for label in configs if configs[label].model.merge in args.swept.split(",")]
+    planes, swept = _among(args.planes, args, "--planes"), _among(args.swept, args, "--swept")
+    planes = [label for label in core if configs[label].model.merge in planes]
+    swept = [label for label in configs if configs[label].model.merge in swept]
     shared = {"images": args.images, "moments": "trained"}
     return {
         "density": {"probe": "density", "cells": core} | shared,
@@ -127,41 +137,63 @@ def looks(args: argparse.Namespace) -> dict[str, dict]:
 
 
 def report(found: study.Found) -> list[Path]:
-    """Prints the verdicts, and writes the tables and figures."""
+    """Prints the verdicts, and writes the tables and figures; of what no net has said anything there is none."""
     core = replace(found, outcomes=[o for o in found.outcomes if o.run_dir and o.config.probes.curvature])
-    course = pd.concat([tables.load(o.run_dir) for o in core.outcomes], ignore_index=True)
-    curvature, nets = drops(core.probed("curvature")), found.nets.assign(error=lambda t: 1 - t["OA"])
+    nets = found.nets.assign(error=lambda t: 1 - t["OA"])
+    courses = [tables.load(o.run_dir).assign(cell=o.label) for o in core.outcomes]
+    course = not_diverged(pd.concat(courses, ignore_index=True), nets) if courses else pd.DataFrame()
+    curvature = not_diverged(core.probed("curvature"), nets) if courses else pd.DataFrame()
+    density, lines, surface = (found.looks[name] for name in ("density", "interpolation", "surface"))
     sharp = _with_results(found, nets)
-    lines = found.looks["interpolation"]
-    pairs, stalled = barriers(lines), stalls(course)
-    q14, q15 = _negative_correlations(curvature), _sharpness_correlations(sharp)
-    verdicts = {
-        "verdict on Q13": _q13(stalled, curvature),
-        "verdict on Q14": _q14(curvature, q14),
-        "verdict on Q15": _q15(q15),
-        "barriers": _on_barriers(pairs),
-    }
+    escaped = stalled = pairs = q14 = q15 = pd.DataFrame()
+    verdicts = {"left out": _left_out(nets)}
+    if len(curvature):
+        curvature, stalled = drops(curvature), stalls(course)
+        escaped = curvature.dropna(subset=["escape_drop"])
+        q14 = _negative_correlations(curvature)
+        verdicts |= {"verdict on Q13": _q13(stalled, curvature), "verdict on Q14": _q14(curvature, q14)}
+    if len(sharp):
+        q15 = _sharpness_correlations(sharp)
+        verdicts["verdict on Q15"] = _q15(q15)
+    if len(lines):
+        pairs = barriers(lines)
+        verdicts["barriers"] = _on_barriers(pairs)
     for text in verdicts.values():
         found.console.print(f"\n{text}", markup=False, highlight=False)
     header, out = found.header | verdicts, found.args.out
+    correlated = [table for table in (q14, q15) if len(table)]
     written = {
-        "": nets, "_curvature": curvature, "_stalls": stalled, "_density": found.looks["density"], "_sharpness": sharp,
-        "_correlations": pd.concat([q14, q15], ignore_index=True), "_planes": found.looks["surface"], "_lines": lines,
-        "_barriers": pairs,
+        "": nets, "_curvature": curvature, "_stalls": stalled, "_density": density, "_sharpness": sharp,
+        "_correlations": pd.concat(correlated, ignore_index=True) if correlated else pd.DataFrame(),
+        "_planes": surface, "_lines": lines, "_barriers": pairs,
     }  # fmt: skip
-    paths = [tables.write_csv(table, f"{out}{suffix}.csv", header) for suffix, table in written.items()]
-    paths += landscape_figures.training(curvature, f"{out}_curvature")
-    paths += landscape_figures.negative_against_loss(curvature, f"{out}_negative")
-    paths += landscape_figures.escapes(curvature, f"{out}_escape")
-    paths += landscape_figures.gradients(course, f"{out}_gradients")
-    paths += landscape_figures.densities(smoothed(found.looks["density"]), f"{out}_density")
-    paths += landscape_figures.sweep(sharp, f"{out}_sharpness")
-    paths += landscape_figures.planes(found.looks["surface"], f"{out}_planes")
-    return paths + landscape_figures.lines(lines, pairs, f"{out}_lines")
+    paths = [tables.write_csv(table, f"{out}{suffix}.csv", header) for suffix, table in written.items() if len(table)]
+    drawn = {
+        "_curvature": (landscape_figures.training, curvature),
+        "_negative": (landscape_figures.negative_against_loss, curvature),
+        "_escape": (landscape_figures.escapes, escaped),
+        "_gradients": (landscape_figures.gradients, course),
+        "_density": (landscape_figures.densities, smoothed(density) if len(density) else density),
+        "_sharpness": (landscape_figures.sweep, sharp),
+        "_planes": (landscape_figures.planes, surface),
+        "_lines": (partial(landscape_figures.lines, barriers=pairs), lines),
+    }
+    for suffix, (draw, table) in drawn.items():
+        paths += draw(table, path=f"{out}{suffix}") if len(table) else []
+    return paths
+
+
+def _left_out(nets: pd.DataFrame) -> str:
+    """How many replicas diverged, of which merges."""
+    lost = nets[nets["status"] == "diverged"]
+    which = ", ".join(f"{merge} {count}" for merge, count in lost.groupby("merge", sort=False).size().items())
+    return f"{len(lost)} of {len(nets)} nets diverged and are left out everywhere{': ' if which else ''}{which}."
 
 
 def _with_results(found: study.Found, nets: pd.DataFrame) -> pd.DataFrame:
     """Sharpness of the trained nets beside what they reached, their batch size and how its rate was chosen."""
+    if found.looks["sharpness"].empty:
+        return found.looks["sharpness"]
     sizes = {o.label: o.config.batch_size for o in found.outcomes}
     reached = nets[["cell", "seed", "error", "test_loss", "generalization_gap", "train_accuracy"]]
     sharp = found.looks["sharpness"].merge(reached, on=["cell", "seed"])
@@ -210,7 +242,8 @@ def _q13(stalled: pd.DataFrame, curvature: pd.DataFrame) -> str:
         f"loss of {mean_in_words(by_seed(stalled, 'stall_loss'), digits=3)}; at the end it is "
         f"{mean_in_words(by_seed(stalled, 'final_ratio'))} of its peak, at a loss of "
         f"{mean_in_words(by_seed(stalled, 'final_loss'), digits=3)} nats, and over all images "
-        f"{mean_in_words(by_seed(last, 'grad_norm'), digits=3)} (95 % CI over {len(ratios)} seeds, means over merges). "
+        f"{mean_in_words(by_seed(last, 'grad_norm'), digits=3)} (95 % CI over {stalled['seed'].nunique()} "
+        f"seeds, in {len(ratios)} of which a net stalls; means over merges). "
         "A stall near a ratio of 0 at a high loss is a critical point; one at a loss near 0 is a minimum."
     )
 
@@ -220,18 +253,22 @@ def _q14(curvature: pd.DataFrame, table: pd.DataFrame) -> str:
     tau = {key: in_words(row) for key, row in table.set_index(["x", "merge"]).iterrows()}
     steps = []
     for epoch, at in curvature.groupby("epoch"):
-        words = [mean_in_words(by_seed(at, name), 100, 1) for name in ("escape_drop", "gradient_drop", "descent_drop")]
-        lowered = at["escape_drop"].gt(0).sum()
+        names = ("escape_drop", "even_drop", "random_drop", "over_random", "gradient_drop", "descent_drop")
+        by = {name: mean_in_words(by_seed(at, name), 100, 1) for name in names}
         steps.append(
-            f"epoch {epoch}: it lowers the loss of {lowered} of {len(at)} nets, by {words[0]} %; the gradient step of "
-            f"the same length by {words[1]} %, of its own best length by {words[2]} %"
+            f"epoch {epoch} ({at['escape_drop'].notna().sum()} of {len(at)} nets have a negative one): "
+            f"{by['escape_drop']} %, its even part {by['even_drop']} %; random directions {by['random_drop']} %, the "
+            f"eigenvector's less theirs {by['over_random']} %; the gradient at the same length {by['gradient_drop']} "
+            f"%, at its own best {by['descent_drop']} %"
         )
     return (
         f"Q14: the share of negative eigenvalues and the loss have {tau['negative', 'all merges']} along training, "
         f"within merges, and {tau['negative', 'at equal epochs']} at equal epochs, over merges and seeds; their share "
         f"of the moduli, which hangs less on the threshold, {tau['negative_mass', 'all merges']} and "
         f"{tau['negative_mass', 'at equal epochs']}. "
-        f"A step along the eigenvector of the smallest eigenvalue: {'; '.join(steps)}."
+        "The loss that a step along the eigenvector of the smallest eigenvalue takes away, by the same search as along "
+        "random directions (means over merges, 95 % CI over seeds; the difference is paired; -100 % stands for any "
+        f"larger rise): {'; '.join(steps)}. Only an even part and a difference above 0 speak of negative curvature."
     )
 
 
@@ -251,14 +288,15 @@ def _q15(table: pd.DataFrame) -> str:
 
 
 def _on_barriers(pairs: pd.DataFrame) -> str:
-    """Barrier of each merge, with recomputed statistics and without."""
-    words = []
+    """Barrier of each merge, with recomputed statistics and without, over pairs that share no seed."""
+    pairs, words = pairs[pairs["disjoint"]], []
     for merge, rows in pairs.groupby("merge", sort=False):
         by = {name: mean_in_words(of["barrier"]) for name, of in rows.groupby("statistics")}
-        words.append(f"{merge} {by['recomputed']} ({by['interpolated']})")
+        n = rows.groupby("statistics")["barrier"].agg(lambda barrier: np.isfinite(barrier).sum())
+        words.append(f"{merge} {by['recomputed']}, n = {n['recomputed']} ({by['interpolated']}, {n['interpolated']})")
     return (
-        "Between neighbouring seeds the loss rises (nats, recomputed statistics, in brackets interpolated; 95 % CI "
-        f"over pairs, each seed in two): {', '.join(words)}."
+        "Between two seeds the loss rises (nats, recomputed statistics, in brackets interpolated; 95 % CI over n "
+        f"disjoint pairs with a finite loss): {'; '.join(words)}."
     )
 
 

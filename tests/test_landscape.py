@@ -42,8 +42,36 @@ def test_what_can_not_be_compared_is_unknown():
     table = points().assign(y=1.0)
     got = lt.rank_correlation(table, "x", "y", ["seed"])
     assert np.isnan([got["tau"], got["tau_low"], got["tau_high"]]).all() and "unknown" in lt.in_words(got)
+    assert np.isnan(lt.rank_correlation(points(0), "x", "y", ["seed"])["tau"])
     table.loc[0, "y"] = np.nan
     assert lt.rank_correlation(table, "x", "y", ["seed"])["points"] == 11
+
+
+def test_one_seed_has_no_interval():
+    table = points().assign(seed=7)
+    got = lt.rank_correlation(table, "x", "y", ["seed"])
+    assert got["tau"] == pytest.approx(kendalltau(table["x"], table["y"]).statistic)
+    assert np.isnan([got["tau_low"], got["tau_high"]]).all()
+    assert lt.in_words(got) == f"tau = {got['tau']:.2f} without an interval"
+    assert np.isfinite(lt.rank_correlation(table, "x", "y", ["seed", "group"])["tau_low"])
+
+
+def test_a_seed_that_lacks_a_merge_is_not_compared_by_that():
+    table = pd.DataFrame({"merge": ["a"] * 3 + ["b"] * 3, "seed": [0, 1, 2] * 2, "y": [1.0, 2, 3, 11, 12, 13]})
+    assert lt.by_seed(table, "y").to_dict() == {0: 6, 1: 7, 2: 8}  # means over merges
+    assert lt.by_seed(table.drop(5), "y").to_dict() == {0: 6, 1: 7, 2: 7.75}  # the plain mean of seed 2 is 3
+    assert lt.by_seed(table.replace({"y": {13: np.inf}}), "y").equals(lt.by_seed(table.drop(5), "y"))
+
+
+def test_what_a_step_takes_away():
+    rows = pd.DataFrame({
+        "loss": [2.0, 2, 2], "escape_loss": [1, 0.5, np.nan], "escape_even": [0.25, -3, np.nan],
+        "random_loss": [1.5, 1.5, np.nan], "gradient_loss": [9, np.nan, np.nan], "descent_loss": [1.0, 1, np.nan],
+    })  # fmt: skip
+    got = lt.drops(rows)
+    want = {"escape_drop": [0.5, 0.75], "even_drop": [0.25, -1], "over_random": [0.25, 0.5], "gradient_drop": [-1, -1]}
+    for name, values in want.items():
+        np.testing.assert_array_equal(got[name], [*values, np.nan])
 
 
 def course(loss, norm, merge="add", seed=0):
@@ -74,12 +102,27 @@ def test_a_barrier_is_the_rise_above_the_straight_line():
     assert (row["barrier"], row["error_barrier"]) == (3, pytest.approx(0))
 
 
+def test_disjoint_pairs_share_no_seed():
+    for count, want in ((2, [0]), (4, [0, 2]), (5, [0, 2])):
+        ring = [(s, (s + 1) % count) for s in range(count)][: 1 if count == 2 else None]
+        same = {"dataset": "digits", "loss": 1.0, "error": 0}
+        rows = [
+            same | {"merge": m, "statistics": k, "seed": s, "other": o, "alpha": a}
+            for m in ("add", "mul") for k in ("interpolated", "recomputed") for s, o in ring for a in (0, 0.5, 1)
+        ]  # fmt: skip
+        table = lt.barriers(pd.DataFrame(rows))
+        for _, of in table.groupby(["merge", "statistics"]):
+            assert of.loc[of["disjoint"], "seed"].tolist() == want and len(of) == len(ring)
+
+
 def test_a_smoothed_density_keeps_its_mass_and_place():
     nodes = pd.DataFrame({
         "dataset": "digits", "merge": "add", "seed": 0, "probe": [0, 0, 1, 1],
         "eigenvalue": [-0.2, 40.0, -0.2, 40.0], "weight": [0.25, 0.75, 0.75, 0.25],
     })  # fmt: skip
-    table = lt.smoothed(nodes, linear=0.1, points=2000)
+    lost = nodes.assign(merge="swap_fwdmul_bwdadd", eigenvalue=np.nan)
+    table = lt.smoothed(pd.concat([nodes, lost]), linear=0.1, points=2000)
+    assert set(table["merge"]) == {"add"} and lt.smoothed(lost).empty
     step = table["u"].diff().iloc[1]
     for sign in (-1, 1):
         assert table.loc[np.sign(table["u"]) == sign, "density"].sum() * step == pytest.approx(0.5, rel=1e-3)
@@ -95,7 +138,9 @@ def train(config, workdir) -> Path:
     lost = {config.seed: 1} if config.model.merge == "mul" else {}
     run_dir = write_run(config, Path(workdir), {s: 1 - error - 0.001 * (s % 3) for s in seeds}, lost)
     if config.probes.curvature:
-        rows = [curvature_row(seed, epoch, config) for seed in seeds if seed not in lost for epoch in (0, 10, 20)]
+        rows = [
+            curvature_row(seed, epoch, config) for seed in seeds for epoch in (0, 10, 20) if epoch < lost.get(seed, 99)
+        ]
         pd.DataFrame(rows).to_json(run_dir / "probe_curvature.jsonl", orient="records", lines=True)
     return run_dir
 
@@ -104,6 +149,7 @@ def curvature_row(seed, epoch, config):
     height = 2 - epoch / 20 + 0.01 * seed + 0.05 * len(config.model.merge)
     row = {"seed": seed, "epoch": epoch, "loss": height, "negative": height / 10, "negative_mass": height / 5}
     row |= {"lambda_max": 10.0, "lambda_min": -height, "trace": 30.0, "grad_norm": height, "escape_loss": height / 2}
+    row |= {"escape_even": 0.4, "random_loss": 0.8 * height}
     return row | {"gradient_loss": 0.9 * height, "descent_loss": 0.25 * height}
 
 
@@ -175,9 +221,32 @@ def test_a_study_writes_its_tables_figures_and_verdicts(study, capsys):
         assert all(Path(f"{study.out}_{name}{suffix}").stat().st_size > 1000 for suffix in (".png", ".pdf")), name
     out = " ".join(capsys.readouterr().out.split())
     assert "the loss have tau = 1.00 [1.00, 1.00] along training" in out
-    assert "epoch 10: it lowers the loss of 8 of 8 nets, by 50.0 [50.0, 50.0] %" in out
+    assert "epoch 10 (8 of 8 nets have a negative one): 50.0 [50.0, 50.0] %, its even part 40.0 [40.0, 40.0] %" in out
+    assert "eigenvector's less theirs 30.0 [30.0, 30.0] %" in out
+    assert "2 of 15 nets diverged and are left out everywhere: mul 2." in out
+    assert "add 1.00 [1.00, 1.00], n = 2 (1.00 [1.00, 1.00], 2); mul 1.00, n = 1 (1.00, 1)" in out
     header = Path(f"{study.out}_curvature.csv").read_text()
     assert "# verdict on Q13: Q13: in " in header and "# verdict on Q15: Q15, fixed rate: within merges" in header
+
+
+def test_what_no_net_speaks_of_is_left_out(study, capsys):
+    class Unable(Measure):
+        def density(self, config):
+            raise RuntimeError("no memory")
+
+        interpolation = density
+
+    assert study("--merges=add", "--swept=add", "--planes=add", "--batch_sizes=16", measure=Unable()) == 1
+    assert not list(study.out.parent.glob("out_density*")) and not list(study.out.parent.glob("out_lines*"))
+    assert Path(f"{study.out}_escape.png").exists() and Path(f"{study.out}_sharpness.csv").exists()
+    assert "Between two seeds" not in capsys.readouterr().out
+
+
+def test_all_words_for_merges_choose_what_is_looked_at():
+    args = cells.parse(landscape._parser(), ["--merges=core", "--swept=add, mul", "--planes=core"])
+    asked = landscape.looks(args)
+    assert asked["surface"]["cells"] == asked["density"]["cells"] and len(asked["surface"]["cells"]) > 5
+    assert {label.split(", ")[1] for label in asked["sharpness"]["cells"]} == {"add", "mul"}
 
 
 def test_a_rate_that_grows_with_the_batch_is_a_cell_of_its_own():
@@ -199,6 +268,8 @@ def test_a_rate_that_grows_with_the_batch_is_a_cell_of_its_own():
         (["--swept=mul"], "error: --swept: 'mul' is not among --merges"),
         (["--planes=mul", "--swept=add"], "error: --planes: 'mul' is not among --merges"),
         (["--rates=root", "--swept=add"], "error: --rates: unknown 'root'; choose from fixed, linear"),
+        (["--datasets=digits,cube_degree2"], "error: --datasets: one at a time"),
+        (["--every=0"], "error: --every=0: at least 1"),
     ],
 )
 def test_bad_input_is_one_line(study, capsys, flags, line):

@@ -57,7 +57,7 @@ def gradients(course: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
 
 
 def escapes(drops: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
-    """What steps take away of the loss, in percent, over training.
+    """What steps take away of the loss, in percent (-100 stands for any larger rise), over training.
 
     Args:
       drops: of `landscape_tables.drops`, with merge, seed and epoch.
@@ -65,11 +65,14 @@ def escapes(drops: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     """
     words = {
         "escape_drop": "along negative curvature",
+        "even_drop": "its even part",
+        "random_drop": "random directions",
+        "over_random": "eigenvector minus random",
         "gradient_drop": "gradient, same length",
         "descent_drop": "gradient, its best length",
     }
-    table = drops.assign(**{name: (100 * drops[name]).clip(lower=-100) for name in words})
-    return _panels(table, "epoch", words, path, "epoch", [], ylabel="loss taken away (%, at least -100)", share=True)
+    table = drops.assign(**{name: 100 * drops[name] for name in words})
+    return _panels(table, "epoch", words, path, "epoch", [], ylabel="loss taken away (%)", share=True)
 
 
 def sweep(sharpness: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
@@ -123,7 +126,8 @@ def _panels(
                 _plain(axes.yaxis)
         for axes in panels[-1]:
             axes.set_xlabel(xlabel)
-        panels[0, 0].set_ylabel(ylabel)
+        for axes in panels[:, 0]:
+            axes.set_ylabel(ylabel)
         _legend(figure, table)
         return _saved(figure, path)
 
@@ -263,7 +267,7 @@ def planes(surface: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
 
 
 def lines(line: pd.DataFrame, barriers: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
-    """The loss between seeds, and its barrier.
+    """The loss between seeds, and its barrier: of disjoint pairs alone, for those that share a seed are dependent.
 
     Args:
       line: of the interpolation probe, with merge.
@@ -271,6 +275,8 @@ def lines(line: pd.DataFrame, barriers: pd.DataFrame, path: str | os.PathLike) -
       path: of the figure.
     """
     kinds = ("interpolated", "recomputed")
+    barriers = barriers[barriers["disjoint"]]
+    line = line.merge(barriers[["dataset", "merge", "statistics", "seed", "other"]])
     merges = list(dict.fromkeys(line["merge"]))
     with matplotlib.rc_context(figures.RC):
         figure = figures.new_figure(WIDTH, 3.0)
@@ -301,12 +307,12 @@ def lines(line: pd.DataFrame, barriers: pd.DataFrame, path: str | os.PathLike) -
         forest.axvline(0, color=GREY, linewidth=0.6)
         forest.set_xlabel("barrier (nats)")
         forest.set_title("open: interpolated")
-        _legend(figure, line)
+        _legend(figure, line, "disjoint pairs of seeds")
         return _saved(figure, path)
 
 
-def _legend(figure: "Figure", table: pd.DataFrame) -> None:
-    """Below the panels: every merge, and n."""
+def _legend(figure: "Figure", table: pd.DataFrame, units: str = "seeds") -> None:
+    """Below the panels: every merge, and n, the number of different `seed`s."""
     from matplotlib.lines import Line2D
 
     seeds = table.groupby("merge", sort=False)["seed"].nunique()
@@ -317,7 +323,7 @@ def _legend(figure: "Figure", table: pd.DataFrame) -> None:
     ]
     figure.legend(
         handles=handles, loc="outside lower center", ncols=min(8, len(handles)), columnspacing=1.0, handlelength=1.5,
-        title=f"{n} seeds, 95 % CI", title_fontsize=8,
+        title=f"{n} {units}, 95 % CI", title_fontsize=8,
     )  # fmt: skip
 
 

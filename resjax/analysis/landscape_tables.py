@@ -26,7 +26,8 @@ def rank_correlation(
       within: columns that both points of a pair must agree in.
 
     Returns:
-      {"tau", "tau_low", "tau_high", "points"}; nan where nothing can be compared.
+      {"tau", "tau_low", "tau_high", "points"}; nan where nothing can be compared, the interval also where no column of
+      `over` has two values to draw from. With one seed and several batch sizes it is that for other batch sizes alone.
     """
     table = table[np.isfinite(table[[x, y]].astype(float)).all(axis="columns")]
     signs = [np.sign(np.subtract.outer(column, column)) for column in table[[x, y]].to_numpy(float).T]
@@ -44,7 +45,8 @@ def rank_correlation(
     pair_weights = weights[:, first] * weights[:, second]
     norm = np.sqrt((pair_weights @ np.abs(a)) * (pair_weights @ np.abs(b)))
     taus = np.divide(pair_weights @ (a * b), norm, out=np.full(len(norm), np.nan), where=norm > 0)
-    drawn = taus[1:][np.isfinite(taus[1:])]
+    several = any(table[column].nunique() > 1 for column in over)  # or every draw is the table itself
+    drawn = taus[1:][np.isfinite(taus[1:]) & several]
     low, high = np.quantile(drawn, [0.025, 0.975]) if drawn.size else (np.nan, np.nan)
     return {"tau": float(taus[0]), "tau_low": float(low), "tau_high": float(high), "points": len(table)}
 
@@ -64,7 +66,8 @@ def in_words(row: pd.Series | dict) -> str:
     """`tau = 0.42 [0.10, 0.65]`."""
     if np.isnan(row["tau"]):
         return "an unknown tau (nothing differs)"
-    return f"tau = {row['tau']:.2f} [{row['tau_low']:.2f}, {row['tau_high']:.2f}]"
+    interval = "without an interval" if np.isnan(row["tau_low"]) else f"[{row['tau_low']:.2f}, {row['tau_high']:.2f}]"
+    return f"tau = {row['tau']:.2f} {interval}"
 
 
 def mean_in_words(values: pd.Series, scale: float = 1, digits: int = 2) -> str:
@@ -77,18 +80,49 @@ def mean_in_words(values: pd.Series, scale: float = 1, digits: int = 2) -> str:
 
 
 def by_seed(table: pd.DataFrame, column: str) -> pd.Series:
-    """The mean over merges, of each seed: seeds are what intervals are over."""
-    return table.groupby("seed")[column].mean()
+    """The mean over merges of a column's finite values, of each seed: seeds are what intervals are over.
+
+    A seed that lacks a merge (diverged there, or never stalled) is not compared by that: what is averaged are
+    deviations from the merge's mean, to which the mean over merges of these means is added.
+    """
+    table = table[np.isfinite(table[column])]
+    merges = table.groupby("merge")[column]
+    return (table[column] - merges.transform("mean")).groupby(table["seed"]).mean() + merges.mean().mean()
+
+
+def not_diverged(table: pd.DataFrame, nets: pd.DataFrame) -> pd.DataFrame:
+    """The rows, by cell and seed, of replicas that did not diverge: what one left before it did is no result.
+
+    Args:
+      table: with cell and seed, or without rows.
+      nets: with cell, seed and status.
+    """
+    if table.empty:
+        return table
+    done = nets.loc[nets["status"] == "done", ["cell", "seed"]].astype({"seed": int})
+    return table.merge(done, on=["cell", "seed"])
 
 
 def drops(curvature: pd.DataFrame) -> pd.DataFrame:
     """The share of the loss that a step takes away, added to the rows of the curvature probe.
 
-    Columns: escape_drop (along negative curvature), gradient_drop (as long, against the gradient), descent_drop (the
-    best length against the gradient); negative where the loss rises.
+    Columns: escape_drop (along negative curvature), even_drop (the even part of that), random_drop (random
+    directions, the same search), over_random (escape_drop - random_drop), gradient_drop (as long, against the
+    gradient), descent_drop (the best length against the gradient). Negative where the loss rises; below -1, and where
+    the loss after the step is not finite, -1.
     """
-    ends = {"escape_drop": "escape_loss", "gradient_drop": "gradient_loss", "descent_drop": "descent_loss"}
-    return curvature.assign(**{name: 1 - curvature[end] / curvature["loss"] for name, end in ends.items()})
+    stepped = curvature["escape_loss"].notna()
+
+    def floored(drop: pd.Series) -> pd.Series:
+        return drop.clip(lower=-1).fillna(-1).where(stepped)
+
+    ends = {"escape_drop": "escape_loss", "random_drop": "random_loss", "gradient_drop": "gradient_loss"}
+    ends["descent_drop"] = "descent_loss"
+    table = curvature.assign(
+        **{name: floored(1 - curvature[end] / curvature["loss"]) for name, end in ends.items()},
+        even_drop=floored(curvature["escape_even"]),
+    )
+    return table.assign(over_random=table["escape_drop"] - table["random_drop"])
 
 
 def stalls(course: pd.DataFrame) -> pd.DataFrame:
@@ -125,15 +159,21 @@ def barriers(lines: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
       A row per (dataset, merge, statistics, seed, other) with barrier (of the loss) and error_barrier (of the share of
-      wrong classes).
+      wrong classes), and disjoint: whether the pair shares no replica with those so marked before it, as 0-1, 2-3, ...
+      Pairs that share one are dependent, so that intervals are over the disjoint ones.
     """
-    rows = []
-    for key, line in lines.sort_values("alpha").groupby([*CELL, "statistics", "seed", "other"], sort=False):
+    rows, taken = [], set()
+    for key, line in lines.sort_values("alpha", kind="stable").groupby(
+        [*CELL, "statistics", "seed", "other"], sort=False
+    ):
         row = dict(zip([*CELL, "statistics", "seed", "other"], key, strict=True))
         alpha = line["alpha"].to_numpy()
         for name, column in (("barrier", "loss"), ("error_barrier", "error")):
             value = line[column].to_numpy()
             row[name] = float(np.max(value - (1 - alpha) * value[0] - alpha * value[-1]))
+        ends = {(*key[:-2], end) for end in key[-2:]}
+        row["disjoint"] = not ends & taken
+        taken |= ends if row["disjoint"] else set()
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -144,7 +184,7 @@ def smoothed(nodes: pd.DataFrame, linear: float = 0.1, width: float = 0.15, poin
     u is linear in eigenvalues below `linear`, and beyond it logarithmic on both sides, where one unit is a factor e.
 
     Args:
-      nodes: of the density probe, with dataset and merge.
+      nodes: of the density probe, with dataset and merge; those of nets without a Hessian, nan, don't count.
       linear: an eigenvalue.
       width: standard deviation of the Gaussian, in u.
       points: of the grid.
@@ -152,6 +192,9 @@ def smoothed(nodes: pd.DataFrame, linear: float = 0.1, width: float = 0.15, poin
     Returns:
       A row per (dataset, merge, seed, u) with eigenvalue and density (share of the eigenvalues per unit of u).
     """
+    nodes = nodes[np.isfinite(nodes["eigenvalue"])]
+    if nodes.empty:
+        return nodes
     where = np.arcsinh(nodes["eigenvalue"].to_numpy(float) / linear)
     grid = np.linspace(where.min() - 4 * width, where.max() + 4 * width, points)
     tables = []

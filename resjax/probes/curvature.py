@@ -7,6 +7,9 @@ nodes of stochastic Lanczos quadrature: the sum of weight * g(node) estimates th
 (Ubaru, Chen & Saad 2017; for nets Ghorbani et al. 2019, 1901.10159). Directions are orthonormal, so that as many as
 there are parameters, with as many steps, give every number exactly.
 
+A net whose backward pass is not that of its forward pass (`swap_*`) has no Hessian: what Lanczos sees is not
+symmetric then, and what would be said of it is nan.
+
 Danger: the nodes within the bulk of the spectrum, around 0, stand for many eigenvalues each, so that the share below
 a threshold carries an error from the number of steps that its standard error, over directions, does not show.
 """
@@ -22,12 +25,12 @@ import numpy as np
 import pandas as pd
 from jax import lax
 
-from resjax.config import ConfigError
 from resjax.probes.objective import Objective
 from resjax.probes.subject import Subject
 
 EPS = 1e-3  # of the spectral radius: an eigenvalue is negative where it is below -EPS * radius
 ASYMMETRY = 0.01  # more than any rounding in single precision
+OF_HESSIAN = "values_nxm", "weights_nxm", "errors_nxm", "lowest_nxP", "forms_k"  # in Krylov
 LENGTHS = tuple(np.geomspace(0.01, 10, 10))  # of the steps that `escape` tries, in the unit of the parameters
 
 
@@ -39,6 +42,7 @@ class Krylov(NamedTuple):
       weights: of each in the mean over eigenvalues; those of a direction sum to 1.
       errors: an eigenvalue lies within this of the Ritz value (the norm of the Ritz vector's residual).
       lowest: unit Ritz vectors of the smallest values.
+      starts: the directions that Lanczos began with, orthonormal.
       forms: v.H.v of k orthonormal directions.
       asymmetry: of H as Lanczos saw it, relative to its size: rounding alone, if H is a Hessian.
     """
@@ -47,6 +51,7 @@ class Krylov(NamedTuple):
     weights_nxm: np.ndarray
     errors_nxm: np.ndarray
     lowest_nxP: np.ndarray
+    starts_nxP: np.ndarray
     forms_k: np.ndarray
     asymmetry_n: np.ndarray
 
@@ -66,7 +71,7 @@ def _krylov(objective: Objective, key: jax.Array, probes: int, steps: int, sampl
         errors = jnp.linalg.norm(residual_P) * jnp.abs(vectors[-1])
         asymmetry = jnp.linalg.norm(projected - symmetric) / jnp.linalg.norm(symmetric)
         lowest_P = vectors[:, 0] @ basis_mxP
-        return Krylov(values, jnp.square(vectors[0]), errors, lowest_P, symmetric[0, 0], asymmetry)
+        return Krylov(values, jnp.square(vectors[0]), errors, lowest_P, v_P, symmetric[0, 0], asymmetry)
 
     found = lax.map(of_direction, directions[:probes])
     if samples == probes:  # or an empty loop would cost its compilation
@@ -78,21 +83,20 @@ def _krylov(objective: Objective, key: jax.Array, probes: int, steps: int, sampl
 def krylov(objective: Objective, key: jax.Array, probes: int, steps: int, samples: int = 0) -> Krylov:
     """Lanczos with `steps` from `probes` random directions, and v.H.v of at least `samples` of them.
 
-    Both are at most the number of parameters. Cost: about probes * steps + samples products with H.
-
-    Raises:
-      ConfigError: the backward pass of the net is not that of its forward pass.
+    Both are at most the number of parameters. Cost: about probes * steps + samples products with H. Without a Hessian
+    all but starts and asymmetry is nan.
     """
     size = jax.eval_shape(Objective.vector, objective).size
     probes, steps = min(probes, size), min(steps, size)
     found = jax.device_get(_krylov(objective, key, probes, steps, min(max(samples, probes), size)))
     if (found.asymmetry_n > ASYMMETRY).any():
-        raise ConfigError("no Hessian: the backward pass of this net is not that of its forward pass (as with swap_*)")
+        lost = {name: np.full_like(getattr(found, name), np.nan) for name in OF_HESSIAN}
+        return found._replace(**lost)
     return found
 
 
 def curvature(at: Subject, *, probes: int = 2, steps: int = 24, samples: int = 6) -> pd.DataFrame:
-    """One row.
+    """One row; without a Hessian all but loss, grad_norm and parameters is nan.
 
     Columns:
       loss, grad_norm: L, and the norm of its gradient.
@@ -104,7 +108,12 @@ def curvature(at: Subject, *, probes: int = 2, steps: int = 24, samples: int = 6
       negative_mass: minus the sum of the negative eigenvalues over the sum of the moduli of all.
       parameters: P.
       escape_length, escape_loss: the step along the eigenvector of lambda_min that lowers the loss most (`escape`),
-        and the loss after it; nan where no lambda_min is negative.
+        and the loss after it; nan, as what follows, where no lambda_min is negative.
+      escape_even: the even part of what that step takes away of the loss, 1 - (L+ + L-)/(2 L) with the losses after
+        it and after its opposite: curvature is in this part, the gradient, to which any direction owes something
+        away from a critical point, is not.
+      random_loss: the lowest loss after such steps along + or - a random unit direction of any of the lengths tried,
+        mean over directions (those of Lanczos): what the search finds without an eigenvector.
       gradient_loss: the loss after a step of that length against the gradient.
       descent_loss: the lowest loss after such a step of any of the lengths tried.
 
@@ -113,9 +122,6 @@ def curvature(at: Subject, *, probes: int = 2, steps: int = 24, samples: int = 6
       probes: directions of Lanczos.
       steps: of Lanczos, from each of them.
       samples: directions of the trace, at least those of Lanczos.
-
-    Raises:
-      ConfigError: the backward pass of the net is not that of its forward pass.
     """
     objective = Objective.of(at)
     found = krylov(objective, jax.random.fold_in(at.key, 0), probes, steps, samples)
@@ -136,15 +142,17 @@ def curvature(at: Subject, *, probes: int = 2, steps: int = 24, samples: int = 6
         "negative_mass": np.sum(found.weights_nxm * np.maximum(-found.values_nxm, 0)) / mass if mass else math.nan,
         "parameters": size,
     }  # fmt: skip
-    row |= dict.fromkeys(("escape_length", "escape_loss", "gradient_loss", "descent_loss"), math.nan)
+    steps_taken = "escape_length", "escape_loss", "escape_even", "random_loss", "gradient_loss", "descent_loss"
+    row |= dict.fromkeys(steps_taken, math.nan)
     if row["lambda_min"] < 0:
-        tried = _tried(objective, found.lowest_nxP[bottom[0]], gradient, LENGTHS).pivot(
-            index="length", columns="direction", values="loss"
-        )
-        escaped = tried[["+", "-"]].min(axis="columns")
-        row["escape_length"], row["escape_loss"] = escaped.idxmin(), escaped.min()
-        row["gradient_loss"] = tried["gradient"][row["escape_length"]]
-        row["descent_loss"] = tried["gradient"].min()
+        tried = _tried(objective, found, gradient, LENGTHS)
+        length = tried[["+", "-"]].min(axis="columns").idxmin()
+        there = tried.loc[length]
+        row["escape_length"], row["escape_loss"] = length, there[["+", "-"]].min()
+        row["escape_even"] = 1 - (there["+"] + there["-"]) / (2 * row["loss"]) if row["loss"] else math.nan
+        random = tried.filter(like="random").min()  # of each direction and sign, over lengths
+        row["random_loss"] = random.groupby(random.index.str[:-2]).min().mean()
+        row["gradient_loss"], row["descent_loss"] = there["gradient"], tried["gradient"].min()
     return pd.DataFrame([row])
 
 
@@ -159,7 +167,7 @@ def density(at: Subject, *, probes: int = 2, steps: int = 24, samples: int = 6) 
     """The spectrum as the nodes of stochastic Lanczos quadrature: a row per direction and Ritz value.
 
     Columns: probe (0, 1, ... the direction), eigenvalue, weight (a share of all eigenvalues; a direction's sum to 1).
-    Arguments and errors are those of `curvature`.
+    Arguments are those of `curvature`.
     """
     found = krylov(Objective.of(at), jax.random.fold_in(at.key, 0), probes, steps, samples)
     probe = np.repeat(np.arange(len(found.values_nxm)), found.values_nxm.shape[1])
@@ -170,30 +178,35 @@ def escape(at: Subject, *, probes: int = 2, steps: int = 24, lengths: Sequence[f
     """The loss after steps along the eigenvector of the smallest eigenvalue, and against the gradient.
 
     Columns:
-      direction: "+" and "-" of the eigenvector, whose sign means nothing, or "gradient".
+      direction: "+" and "-" of the eigenvector, whose sign means nothing, "gradient", or "random 0 +", "random 0 -",
+        "random 1 +", ... of the directions that Lanczos began with.
       length: of the step, in the unit of the parameters.
       loss: after it.
 
-    Where the gradient is 0 its step is none. Arguments and errors are those of `curvature`.
+    Where the gradient is 0 its step is none. Arguments are those of `curvature`.
     """
     objective = Objective.of(at)
     found = krylov(objective, jax.random.fold_in(at.key, 0), probes, steps)
-    lowest = found.lowest_nxP[np.argmin(found.values_nxm[:, 0])]
-    return _tried(objective, lowest, _value_and_gradient(objective)[1], lengths)
+    tried = _tried(objective, found, _value_and_gradient(objective)[1], lengths)
+    return tried.rename_axis("length").reset_index().melt("length", var_name="direction", value_name="loss")
 
 
-def _tried(objective: Objective, lowest_P, gradient_P, lengths: Sequence[float]) -> pd.DataFrame:
-    losses = jax.device_get(_losses(objective, lowest_P, gradient_P, jnp.asarray(lengths)))
-    rows = [(name, float(length)) for name in ("+", "-", "gradient") for length in lengths]
-    return pd.DataFrame(rows, columns=["direction", "length"]).assign(loss=losses.ravel())
+def _tried(objective: Objective, found: Krylov, gradient_P: jax.Array, lengths: Sequence[float]) -> pd.DataFrame:
+    """The losses after steps: a row per length, a column per direction."""
+    lowest_P = found.lowest_nxP[np.argmin(found.values_nxm[:, 0])]
+    norm = jnp.linalg.norm(gradient_P)
+    directions = {"+": lowest_P, "-": -lowest_P, "gradient": -gradient_P / jnp.where(norm > 0, norm, 1)}
+    for i, v_P in enumerate(found.starts_nxP):
+        directions |= {f"random {i} +": v_P, f"random {i} -": -v_P}
+    losses_dxl = _losses(objective, jnp.stack(list(directions.values())), jnp.asarray(lengths))
+    return pd.DataFrame(jax.device_get(losses_dxl).T, index=[float(length) for length in lengths], columns=directions)
 
 
 @jax.jit
-def _losses(objective: Objective, lowest_P, gradient_P, lengths: jax.Array) -> jax.Array:
-    """Losses [3, number of lengths] after steps along +lowest, -lowest and -gradient."""
-    w, norm = objective.vector(), jnp.linalg.norm(gradient_P)
-    directions = jnp.stack([lowest_P, -lowest_P, -gradient_P / jnp.where(norm > 0, norm, 1)])
-    return lax.map(lambda d: lax.map(lambda length: objective.value(w + length * d), lengths), directions)
+def _losses(objective: Objective, directions_dxP: jax.Array, lengths_l: jax.Array) -> jax.Array:
+    """Losses [d, l] after steps of these lengths."""
+    w = objective.vector()
+    return lax.map(lambda v: lax.map(lambda length: objective.value(w + length * v), lengths_l), directions_dxP)
 
 
 @jax.jit

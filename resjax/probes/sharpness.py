@@ -58,7 +58,7 @@ def sharpness(
       box: 100 * (max L(w + d) - L) / (1 + L) over the box |d_i| <= radius * (|w_i| + 1), in percent.
       sam: max L(w + d) - L over ||d|| <= radius.
       asam: the same over ||d/w|| <= radius, with elementwise division.
-      lambda_max, trace: of the Hessian (`resjax.probes.curvature`).
+      lambda_max, trace: of the Hessian (`resjax.probes.curvature`), nan without one.
 
     Args:
       at: a replica.
@@ -66,9 +66,6 @@ def sharpness(
       steps: of Lanczos.
       samples: directions of the trace.
       radii: of box, sam and asam.
-
-    Raises:
-      ConfigError: the backward pass of the net is not that of its forward pass.
     """
     objective = Objective.of(at)
     loss, highest = jax.device_get(_highest(objective, jnp.asarray(radii), ascent))
