@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
 
 
 def _run(config: ConfigDict, workdir: str) -> int:
-    from resjax.analysis import figures, report
+    from resjax.analysis import figures, probe_figures, report
     from resjax.training import hosts, loop, rundir
 
     path = rundir.path_of(config, workdir)
@@ -60,12 +60,13 @@ def _run(config: ConfigDict, workdir: str) -> int:
     if hosts.is_first():
         if not (path / "curves.png").exists():
             figures.curves(path)
+        drawn = list(probe_figures.of_run(path))
         report.print_run(path)
         if before.get("status") in rundir.FINISHED:
             print("this run was finished before: nothing was done")
         for seed, reason in diverged.items():
             print(f"seed {seed} diverged: {reason}", file=sys.stderr)
-        print(path)
+        print(path, *drawn, sep="\n")
     return 1 if diverged else 0
 
 
