@@ -21,7 +21,7 @@ def rows(name):
     words = COLUMNS[name]
     for epoch, seed, *values in itertools.product([0, 2, 3], [0, 1], *words.values()):
         row = {"seed": seed, "epoch": epoch} | dict(zip(words, values, strict=True))
-        row |= {column: 0.1 + epoch + seed for column in probe_figures.LOOKS[name].panels}
+        row |= dict.fromkeys(probe_figures.LOOKS[name].panels, 0.1 + epoch + seed)
         yield row | ({next(iter(probe_figures.LOOKS[name].panels)): None} if epoch == 3 and seed else {})
 
 
