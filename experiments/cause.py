@@ -86,7 +86,10 @@ DESIGNS: dict[str, tuple[Part, ...]] = {
     "digits": _images("digits"),
     "cifar10": _images("cifar10"),
     "cifar100": (_images("cifar100")[1],),  # the full kernel of 100 classes is for 10,000 pairs
-    "smoke": (Part(_CONTRAST, n=64, test=64, widths=(16, 32), alphas="0.5,1,64"),),
+    "smoke": (
+        Part(_CONTRAST, n=64, test=64, widths=(16,), alphas="0.5,1,64"),
+        Part(_CONTRAST[:1], n=64, test=64, widths=(32,)),
+    ),
 }
 
 

@@ -36,7 +36,10 @@ from resjax.config import ConfigError
 
 MODULE = "experiments.compare"
 BASELINE = "add"
-SMOKE = {"seeds": 2, "epochs": 3, "width": 8, "out": "results/compare_smoke", "tune_epochs": 2}
+SMOKE = {  # an mlp compiles in a third of the time
+    "merges": "add,mul,mul_bn1,gate_sig,se", "set": ["model.name=mlp"], "seeds": 2, "epochs": 3, "width": 8,
+    "tune_epochs": 2, "out": "results/compare_smoke",
+}  # fmt: skip
 VALIDATION = 0.1  # share of the training set, while tuning
 TUNING_SEED = 1000  # offset of the tuning replicas' seeds: who is picked for a lucky seed must not report it
 TUNING_COLUMNS = ("validation_accuracy", "validation_loss")  # all that a choice may look at

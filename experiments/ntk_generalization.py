@@ -39,8 +39,8 @@ from resjax.theory.predictors import PREDICTORS
 
 MODULE = "experiments.ntk_generalization"
 SMOKE = {
-    "merges": "add,mul_bn1,gate_sig", "datasets": "digits,cube_degree2", "seeds": 2, "epochs": 20, "train_size": 32,
-    "pool": 96, "depths": (8,), "widths": (8,), "out": "results/ntk_generalization_smoke",
+    "merges": "add,mul_bn1", "datasets": "digits,cube_degree2", "set": ["model.name=mlp"], "seeds": 2, "epochs": 20,
+    "train_size": 32, "pool": 96, "depths": (8,), "widths": (8,), "out": "results/ntk_generalization_smoke",
 }  # fmt: skip
 
 
