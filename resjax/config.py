@@ -200,7 +200,7 @@ PRESETS = {
     # Parities on the 10-cube: a target of known degree, for residual mlps.
     "cube_degree2": _CUBE | {"dataset.name": "cube10_degree2"},
     "cube_degree3": _CUBE | {"dataset.name": "cube10_degree3"},
-    "probes": {"probes.signal": 10, "probes.gradients": 10, "probes.saturation": 10},  # cost: bench/probes.md
+    "probes": {"probes.signal": 20, "probes.gradients": 20, "probes.saturation": 20},  # cost: bench/probes.md
     "resnet18": {"model.name": "resnet18", "model.depth": 18, "model.width": 64},
 }  # fmt: skip
 # Short names that a preset string may set: configs/mul.py:dataset=cifar100,depth=20

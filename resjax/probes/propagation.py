@@ -6,7 +6,7 @@ after it. A unit is one entry of a sample's z: one channel at one position.
 
 import math
 from collections import OrderedDict
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import flax.linen as nn
@@ -47,8 +47,7 @@ def propagation(
     Raises:
       ConfigError: the net has no merge points.
     """
-    points = jax.eval_shape(partial(_points, net, train), variables, x, key)
-    zeros = {name: jnp.zeros(point.z.shape, point.z.dtype) for name, point in points.items()}
+    zeros = {name: jnp.zeros(z.shape, z.dtype) for name, z in _shapes(net, train, x.shape, x.dtype).items()}
     measured = jax.device_get(_statistics(net, train, variables, x, key, zeros))
     rows, stage, shape, gradient = [], 0, None, math.nan
     for name, columns in measured.items():
@@ -65,6 +64,14 @@ def _points(
 ) -> OrderedDict[str, Point]:
     words = {"train": train, "mutable": ["batch_stats"], "rngs": {"dropout": key}}
     return apply_with_points(net, variables, x, edit, **words)[1]
+
+
+@lru_cache
+def _shapes(net: nn.Module, train: bool, shape: tuple[int, ...], dtype: jnp.dtype) -> dict[str, jax.ShapeDtypeStruct]:
+    """Of every z; tracing the net takes longer than a look at it."""
+    key, x = jax.eval_shape(jax.random.key, 0), jax.ShapeDtypeStruct(shape, dtype)
+    points = jax.eval_shape(partial(_points, net, train), jax.eval_shape(net.init, key, x), x, key)
+    return {name: point.z for name, point in points.items()}
 
 
 @partial(jax.jit, static_argnames=("net", "train"))
