@@ -59,6 +59,16 @@ def parser(module: str, description: str, smoke: Mapping) -> argparse.ArgumentPa
 _SHORTCUTS = {name: key for name, key in config_lib.ALIASES.items() if name != "merge"}
 
 
+def numbers(text: str) -> tuple[float, ...]:
+    """`.1,3` -> (0.1, 3.0)."""
+    return tuple(float(word) for word in text.split(","))
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """`8,14` -> (8, 14)."""
+    return tuple(int(word) for word in text.split(","))
+
+
 def parse(p: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """The flags; what --smoke gives yields to what the command line says."""
     args = p.parse_args(argv)

@@ -85,16 +85,12 @@ def _parser() -> argparse.ArgumentParser:
     group = p.add_argument_group("tuning of the learning rate")
     group.add_argument("--tune", action="store_true", help="else all merges have the config's")
     group.add_argument(
-        "--tune_factors", type=_numbers, default=(0.1, 0.3, 1.0, 3.0, 10.0), metavar="F,F",
+        "--tune_factors", type=cells.numbers, default=(0.1, 0.3, 1.0, 3.0, 10.0), metavar="F,F",
         help="of the config's rate; .1,.3,1,3,10",
     )  # fmt: skip
     group.add_argument("--tune_seeds", type=int, default=2, metavar="N", help="per rate; %(default)s")
     group.add_argument("--tune_epochs", type=int, metavar="N", help="per rate; as the final runs")
     return p
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(word) for word in text.split(","))
 
 
 def tune(

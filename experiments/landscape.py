@@ -36,7 +36,6 @@ import pandas as pd
 from ml_collections import ConfigDict
 
 from experiments import cells, measuring, study
-from experiments.ntk_generalization import whole_numbers
 from resjax.analysis import landscape_figures, tables
 from resjax.analysis.landscape_tables import (
     barriers,
@@ -76,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--points", type=int, default=15, metavar="N", help="of an axis of a plane; %(default)s")
     p.add_argument("--planes", default="add,mul,mul_bn1,gate_sig", metavar="A,B", help="merges; %(default)s")
     p.add_argument("--swept", default="add,mul,mul_bn1,gate_sig", metavar="A,B", help="merges; %(default)s")
-    p.add_argument("--batch_sizes", type=whole_numbers, default=(16, 32, 64, 128, 512), metavar="N,N")
+    p.add_argument("--batch_sizes", type=cells.whole_numbers, default=(16, 32, 64, 128, 512), metavar="N,N")
     p.add_argument("--rates", default="fixed", metavar="A,B", help="fixed, linear (in the batch); %(default)s")
     return p
 

@@ -26,7 +26,6 @@ import pandas as pd
 from ml_collections import ConfigDict
 
 from experiments import cells, measuring, study
-from experiments.ntk_generalization import whole_numbers
 from resjax.analysis import figures, lesion_figures, lesion_tables, tables
 from resjax.config import ConfigError
 
@@ -62,7 +61,7 @@ def main(
     """Runs the study; returns the exit code. `train` and `measure` replace the trainer and the measurement."""
     p = cells.parser(MODULE, __doc__, SMOKE)
     p.set_defaults(out="results/lesion", merges=MERGES, seeds=6, width=8)
-    p.add_argument("--depths", type=whole_numbers, default=(8, 20), metavar="N,N", help="of the nets; 8,20")
+    p.add_argument("--depths", type=cells.whole_numbers, default=(8, 20), metavar="N,N", help="of the nets; 8,20")
     p.add_argument("--ln", default="add,mul,mul_bn1", metavar="A,B", help="merges with LayerNorm too; %(default)s")
     p.add_argument("--images", type=int, default=360, metavar="N", help="test images of a lesion; %(default)s")
     return study.main(MODULE, argv, p, configurations, looks, report, train, measure)

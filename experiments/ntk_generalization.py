@@ -109,16 +109,11 @@ def main(
 def _parser() -> argparse.ArgumentParser:
     p = cells.parser(MODULE, __doc__, SMOKE)
     p.set_defaults(out="results/ntk_generalization", datasets="digits,cube_degree2,cube_degree3", seeds=6)
-    p.add_argument("--depths", type=whole_numbers, metavar="N,N", help="of the nets; else each data set's own")
-    p.add_argument("--widths", type=whole_numbers, metavar="N,N", help="of the nets; else each data set's own")
+    p.add_argument("--depths", type=cells.whole_numbers, metavar="N,N", help="of the nets; else each data set's own")
+    p.add_argument("--widths", type=cells.whole_numbers, metavar="N,N", help="of the nets; else each data set's own")
     p.add_argument("--pool", type=int, metavar="M", help="labelled images of a kernel; else each data set's own")
     p.add_argument("--workers", type=int, metavar="N", help="processes that measure; else one per core, on a GPU one")
     return p
-
-
-def whole_numbers(text: str) -> tuple[int, ...]:
-    """`8,14` -> (8, 14)."""
-    return tuple(int(word) for word in text.split(","))
 
 
 def configurations(args: argparse.Namespace) -> dict[str, tuple[ConfigDict, int]]:

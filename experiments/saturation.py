@@ -62,19 +62,11 @@ def _parser() -> argparse.ArgumentParser:
     p.set_defaults(out="results/saturation", merges=MERGES, seeds=6)
     group = p.add_argument_group("what is varied")
     group.add_argument("--parts", default=",".join(PARTS), metavar="A,B", help="%(default)s")
-    group.add_argument("--rates", type=_numbers, default=(0.03, 0.1, 0.3, 1.0), metavar="X,X", help="%(default)s")
+    group.add_argument("--rates", type=cells.numbers, default=(0.03, 0.1, 0.3, 1.0), metavar="X,X", help="%(default)s")
     group.add_argument("--schedules", type=words, default=("cosine", "constant", "step"), metavar="A,B")
-    group.add_argument("--blocks", type=_whole_numbers, default=(1, 2), metavar="N,N", help="gated; beside all")
+    group.add_argument("--blocks", type=cells.whole_numbers, default=(1, 2), metavar="N,N", help="gated; beside all")
     group.add_argument("--every", type=int, default=4, metavar="N", help="epochs between two looks; %(default)s")
     return p
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(map(float, words(text)))
-
-
-def _whole_numbers(text: str) -> tuple[int, ...]:
-    return tuple(map(int, words(text)))
 
 
 def looks(args: argparse.Namespace) -> dict[str, dict]:

@@ -29,7 +29,6 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from experiments import cells, launchers, measuring
-from experiments.ntk_generalization import whole_numbers
 from resjax.analysis import signal_figures, signal_tables, tables
 from resjax.config import ConfigError
 from resjax.models.build import check
@@ -105,17 +104,15 @@ def main(
 def _parser() -> argparse.ArgumentParser:
     p = cells.parser(MODULE, __doc__, SMOKE)
     p.set_defaults(out="results/signal", seeds=6)
-    p.add_argument("--depths", type=whole_numbers, default=(8, 20, 32, 56), metavar="N,N", help="of the ResNets")
+    p.add_argument("--depths", type=cells.whole_numbers, default=(8, 20, 32, 56), metavar="N,N", help="of the ResNets")
     p.add_argument("--mlp_width", type=int, default=512, metavar="N", help="of the residual mlps; %(default)s")
     p.add_argument("--mlp_depth", type=int, default=14, metavar="N", help="two layers a block, and two; %(default)s")
-    p.add_argument("--scales", type=_numbers, default=(0.1, 0.3, 0.5, 0.7, 1.0, 1.5), metavar="G,G", help="g swept")
+    p.add_argument(
+        "--scales", type=cells.numbers, default=(0.1, 0.3, 0.5, 0.7, 1.0, 1.5), metavar="G,G", help="g swept"
+    )
     p.add_argument("--literal_depth", type=int, default=20, metavar="N", help="of relu(s*f); %(default)s")
     p.add_argument("--trained", default="add,mul_bn1", metavar="A,B", help="merges trained for Q18; %(default)s")
     return p
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(word) for word in text.split(","))
 
 
 def untrained(args: argparse.Namespace) -> dict[str, Cell]:

@@ -137,11 +137,9 @@ RANGES = {  # inclusive, and finite
     "batch_devices": (0, 1_000_000),
     "checkpoint_seconds": (0.0, 1e9),
     "checkpoint_keep": (1, 1_000_000),
-    "probes.signal": (0, 1_000_000),
-    "probes.gradients": (0, 1_000_000),
-    "probes.saturation": (0, 1_000_000),
-    "probes.curvature": (0, 1_000_000),
-    "probes.lesion": (0, 1_000_000),
+    **dict.fromkeys(
+        ("probes.signal", "probes.gradients", "probes.saturation", "probes.curvature", "probes.lesion"), (0, 1_000_000)
+    ),
     "probes.images": (1, 1_000_000),
     "dataset.train_size": (0, _LARGE),
     "dataset.classes": (0, 100_000),
