@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -21,9 +22,11 @@ import sklearn.metrics  # noqa: F401
 
 from resjax import main
 from resjax.analysis import figures, report  # noqa: F401
-from resjax.training import loop, startup  # noqa: F401
+from resjax.training import loop, progress, startup  # noqa: F401
 
 EPOCHS = 120
+KILLED = 90  # the last kill comes before this epoch is over
+PAUSE = 0.02  # seconds after each epoch: time to kill in
 ARGUMENTS = [
     "--config=configs/mul_bn1.py", f"--config.epochs={EPOCHS}", "--config.seeds=2", "--config.model.name=mlp",
     "--config.model.depth=4", "--config.dataset.train_size=96", "--config.batch_size=32",
@@ -40,10 +43,21 @@ def start(workdir: str) -> int:
         output = os.open(Path(workdir) / "output", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.dup2(output, 1)
         os.dup2(output, 2)
+        _pause_after_epochs()
         code = main.main(["resjax.main", f"--workdir={workdir}", *ARGUMENTS])
     finally:
         sys.stdout.flush()
         os._exit(code)
+
+
+def _pause_after_epochs() -> None:
+    show = progress.TrainingProgress.show
+
+    def slowly(self, epoch, rows):
+        show(self, epoch, rows)
+        time.sleep(PAUSE)
+
+    progress.TrainingProgress.show = slowly
 
 
 def epochs_of(workdir: str) -> int:
@@ -52,12 +66,28 @@ def epochs_of(workdir: str) -> int:
     return files[0].read_text().count('"train"') // 2 if files else 0
 
 
-def kill(workdir: str, signum: int, epochs: int, delay: float) -> int:
-    """Starts the run, ends it `delay` seconds after it has reached `epochs`; returns the exit code (-n: signal n)."""
+def kill(workdir: str, signum: int, epoch: int, delay: float) -> int:
+    """Starts the run, ends it `delay` seconds after it has reached `epoch`; returns the exit code (-n: signal n)."""
     pid = start(workdir)
-    while epochs_of(workdir) < epochs and not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-        time.sleep(0.002)
+    _wait(pid, lambda: epochs_of(workdir) >= epoch)
     time.sleep(delay)
+    return _end(pid, signum)
+
+
+def kill_early(workdir: str, signum: int, delay: float) -> int:
+    """Starts the run, ends it after `delay` seconds or its first epoch; returns the exit code (-n: signal n)."""
+    before, until = epochs_of(workdir), time.monotonic() + delay
+    pid = start(workdir)
+    _wait(pid, lambda: time.monotonic() > until or epochs_of(workdir) > before)
+    return _end(pid, signum)
+
+
+def _wait(pid: int, condition: Callable[[], bool]) -> None:
+    while not condition() and not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        time.sleep(0.002)
+
+
+def _end(pid: int, signum: int) -> int:
     os.kill(pid, signum)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
@@ -69,9 +99,11 @@ if __name__ == "__main__":
     draw, codes = random.Random(seed), []
     for i in range(kills):
         # One in four dies while it starts, the others at any moment of an epoch, further on each time.
-        starting = i % 4 == 3
-        epochs = 0 if starting else draw.randrange(i * EPOCHS // kills, (i + 1) * EPOCHS // kills)
-        delay = draw.uniform(0, 2.0 if starting else 0.05)
-        codes.append(kill(workdir, (signal.SIGKILL, signal.SIGTERM)[draw.random() < 0.5], epochs, delay))
+        signum = (signal.SIGKILL, signal.SIGTERM)[draw.random() < 0.5]
+        if i % 4 == 3:
+            codes.append(kill_early(workdir, signum, draw.uniform(0, 2)))
+        else:
+            epoch = draw.randrange(i * KILLED // kills, (i + 1) * KILLED // kills)
+            codes.append(kill(workdir, signum, epoch, draw.uniform(0, 2.5 * PAUSE)))
     codes.append(os.waitstatus_to_exitcode(os.waitpid(start(workdir), 0)[1]))
     print(*codes)

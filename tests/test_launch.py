@@ -209,7 +209,8 @@ def wait_for(condition, seconds=60):
     return found
 
 
-# A SLURM of one host: sbatch starts the script, of which there may be two, in a session of its own.
+# A SLURM of one host: sbatch starts a copy of the script (submitit moves it), of which there may be two, in a session
+# of its own.
 COMMANDS = {
     "sbatch": """
 cd "$SLURM"
@@ -217,7 +218,7 @@ cd "$SLURM"
 id=$((100 + $(ls | grep -c sh)))
 cp "$1" $id.sh
 cd - >/dev/null
-SLURM_JOB_ID=$id SLURM_PROCID=0 SLURM_LOCALID=0 setsid sh "$1" >/dev/null 2>&1 &
+SLURM_JOB_ID=$id SLURM_PROCID=0 SLURM_LOCALID=0 setsid sh "$SLURM/$id.sh" >/dev/null 2>&1 &
 echo $! >"$SLURM/$id.pid"
 echo "Submitted batch job $id"
 """,
