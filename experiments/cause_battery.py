@@ -56,6 +56,7 @@ ARMS = {
     ),
     "taught by the sum's net": Arm("mul", OPTIMISATION, EXPRESSIVITY, target="of:add"),
     "taught by it on 512 more points": Arm("mul", OPTIMISATION, EXPRESSIVITY, target="of:add:512"),
+    "taught by the product's net": Arm("mul", EXPRESSIVITY, OPTIMISATION, target="of:mul"),
     "ReLU teacher": Arm("mul", EXPRESSIVITY, OPTIMISATION, task="relu10_width20"),
 }
 

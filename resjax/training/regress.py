@@ -21,12 +21,12 @@ class Fitted(NamedTuple):
     Attributes:
       train: outputs at the training samples, [n, C].
       test: outputs at the test samples, [m, C].
-      early_loss: mean squared error over the batches of the first twentieth of the steps.
+      course: mean squared error over the batches of each epoch, [epochs].
     """
 
     train: np.ndarray
     test: np.ndarray
-    early_loss: float
+    course: np.ndarray
 
 
 def regression_task(config: ConfigDict, n: int, outputs: int) -> step.Task:
@@ -66,30 +66,28 @@ class Fit:
         peak = self.task.config.optimizer.learning_rate
         factor = 1.0 if rate is None else rate / peak
         data = (jnp.asarray(a, jnp.float32) for a in (x, y_NxC, test_x))
-        active, train, test, early = self._run(*data, seed, factor)
+        active, *found = self._run(*data, seed, factor)
         lost = 1.0 if active else np.nan
-        return Fitted(lost * np.asarray(train), lost * np.asarray(test), lost * float(early))
+        return Fitted(*(lost * np.asarray(a) for a in found))
 
 
 def _run(task: step.Task, x: jax.Array, y_NxC: jax.Array, test_x: jax.Array, seed: jax.Array, factor: jax.Array):
     # The learning rate is the last factor of an update, so that another one multiplies it.
     task = task._replace(optimizer=optax.chain(task.optimizer, optax.scale(factor)))
     data_key, size = step.keys(seed)[1], task.config.batch_size
-    early = max(task.total_steps // 20, 1)
 
-    def epoch(number, own):
+    def epoch(state, number):
         order_N = batches.epoch_order(data_key, number, task.train_size)
 
         def one(i, own):
             state, loss = own
             index_B = lax.dynamic_slice_in_dim(order_N, i * size, size)
-            done = state.step
             state, sums = step.train_step(task, state, x[index_B], y_NxC[index_B])
-            return state, loss + jnp.where(done < early, 2 * sums.loss / task.num_classes, 0.0)
+            return state, loss + 2 * sums.loss / task.num_classes
 
-        return lax.fori_loop(0, task.steps_per_epoch, one, own)
+        state, loss = lax.fori_loop(0, task.steps_per_epoch, one, (state, jnp.zeros((), jnp.float32)))
+        return state, loss / task.steps_per_epoch
 
-    start = step.init(task, x[:1], seed), jnp.zeros((), jnp.float32)
-    state, loss = lax.fori_loop(0, task.config.epochs, epoch, start)
+    state, course = lax.scan(epoch, step.init(task, x[:1], seed), jnp.arange(task.config.epochs))
     variables = {"params": state.params, **state.stats}
-    return state.active, task.net.apply(variables, x), task.net.apply(variables, test_x), loss / early
+    return state.active, task.net.apply(variables, x), task.net.apply(variables, test_x), course

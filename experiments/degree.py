@@ -1,0 +1,190 @@
+"""Q8, Q21: of what degree are the functions that products learn, with how many samples, and how fast?
+
+  python -m experiments.degree --smoke
+  python -m experiments.degree
+
+Teachers are parities of degree 1 to 4 on the 10-cube. Learning curves: the error by the number of samples, of the
+infinitely wide net's kernel (measured, and by theory) and of the net by the standard recipe, whose rate is tuned per
+merge, degree and number of samples; from them the samples that a merge needs for an error of --needed. Speed: the
+training error over the course, at one rate for all merges and at the same share of each net's stability limit
+(resjax/ntk/degrees.py). Degrees: Chebyshev energy along lines between training points, before and after training.
+Without activations (and norms): a sum of affine maps is affine, and a product net of L blocks a polynomial of degree
+2^L; what can they learn?
+
+Writes OUT.csv (a row per replica and rung), OUT_tuning.csv, OUT_curves.csv, OUT_needed.csv, OUT_speed.csv,
+OUT_energy.csv, OUT_linear.csv (nets without activations) and figures. Exit code 1: a cell failed; 2: bad input, in one
+line; 128 + n: stopped by signal n.
+"""
+
+import argparse
+import itertools
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from experiments import cells, launchers, measuring
+from resjax.analysis import degree_figures, degree_tables, tables
+from resjax.config import ConfigError
+
+MODULE = "experiments.degree"
+D, TEST, BLOCKS = 10, 256, 2
+POLYNOMIAL = ("add", "mul")  # without activations
+SMOKE = {
+    "merges": "mul", "degrees": (1, 2), "sizes": (64, 128), "seeds": 2, "epochs": 5, "width": 16, "rates": "0.003,0.01",
+    "out": "results/degree_smoke",
+}  # fmt: skip
+Cell = tuple[dict, ConfigDict]  # what it is about, and its config
+
+
+def main(
+    argv: Sequence[str] | None = None,
+    measure: measuring.Measure | None = None,
+    look: measuring.Measure | None = None,
+) -> int:
+    """Runs the study; returns the exit code. The two replace those of `resjax.ntk.rungs` and `resjax.ntk.degrees`."""
+    argv = sys.argv[1:] if argv is None else argv
+    args = cells.parse(_parser(), argv)
+    console, began = Console(), time.monotonic()
+    try:
+        launcher = launchers.chosen(args)
+        asked = configurations(args)
+        from resjax.ntk import degrees, rungs
+
+        if launcher is launchers.in_this_process:
+            launcher = partial(launchers.in_processes, processes=measuring.workers())
+        run = partial(measuring.measure_all, workdir=args.workdir, console=console, launcher=launcher)
+        options = {"test": TEST, "inits": 1, "alphas": "1", "rates": args.rates}
+        curves = run(
+            {label: (config, options | {"rungs": _rungs(about)}) for label, (about, config) in asked.items()},
+            measure or rungs.measure,
+            "curve",
+        )
+        largest = {label: (about, config) for label, (about, config) in asked.items() if about["n"] == args.shown}
+        options = {"test": TEST, "lines": args.lines, "share": args.share}
+        looks = run(
+            {
+                label: (config, options | {"rate": degree_tables.chosen_rate(curves[label]["rows"])})
+                for label, (_, config) in largest.items()
+                if label in curves
+            },
+            look or degrees.measure,
+            "degrees",
+        )
+        if not curves or not looks:
+            raise ConfigError("nothing could be measured; the reasons stand above")
+        header = cells.header_of_measured(MODULE, argv, time.monotonic() - began)
+        rows = _together({label: found["rows"] for label, found in curves.items()}, asked)
+        speed, energy = (
+            _together({label: found[name] for label, found in looks.items()}, asked) for name in ("speed", "energy")
+        )
+        for path in report(args, rows, speed, energy, header, console):
+            print(path)
+    except (ConfigError, KeyboardInterrupt) as error:
+        return cells.exit_code(error)
+    return int(len(curves) < len(asked) or len(looks) < len(largest))
+
+
+def _parser() -> argparse.ArgumentParser:
+    p = cells.parser(MODULE, __doc__, SMOKE)
+    p.set_defaults(out="results/degree", seeds=8, width=128, merges="mul,mul_bn,mul_bn1,gate_sig,gate_sig_bn")
+    p.add_argument("--degrees", type=cells.whole_numbers, default=(1, 2, 3, 4), metavar="N,N", help="1,2,3,4")
+    p.add_argument("--sizes", type=cells.whole_numbers, default=(32, 64, 128, 256, 512), metavar="N,N")
+    p.add_argument("--rates", default="0.001,0.003,0.01,0.03,0.1", metavar="R,R", help="to choose among")
+    p.add_argument("--needed", type=float, default=0.5, metavar="E", help="error that needs samples; %(default)s")
+    p.add_argument("--share", type=float, default=0.02, metavar="S", help="of the stability limit; %(default)s")
+    p.add_argument("--lines", type=int, default=16, metavar="N", help="through the data, per split; %(default)s")
+    return p
+
+
+def configurations(args: argparse.Namespace) -> dict[str, Cell]:
+    """The cells by label; sets args.shown, the number of samples that speed and degrees are told for.
+
+    Raises ConfigError.
+    """
+    from resjax.models.merges import MERGES
+
+    if min(args.sizes) < 32 or max(args.sizes) + TEST > 2**D:
+        raise ConfigError(
+            f"--sizes: from 32, a batch, to {2**D - TEST}: there are {2**D} points, {TEST} of them to test"
+        )
+    args.shown = max(size for size in args.sizes if size <= 256 or size == min(args.sizes))
+    merges = dict.fromkeys(["add", *cells.merges(args.merges, MERGES)])
+    plan = [(merge, "relu", n) for merge, n in itertools.product(merges, args.sizes)]
+    plan += [(merge, "none", args.shown) for merge in POLYNOMIAL]
+    found = {}
+    for degree, (merge, activation, n) in itertools.product(args.degrees, plan):
+        about = {"degree": degree, "merge": merge, "activation": activation, "n": n}
+        entries = {
+            "dataset.name": f"cube{D}_degree{degree}", "dataset.train_size": n, "dataset.augment": "none",
+            "dataset.crop_padding": 0, "model.name": "mlp", "model.depth": 2 * BLOCKS + 2, "loss.name": "mse",
+            "model.activation": activation, "model.norm": "ln" if activation == "relu" else "none", "batch_size": 32,
+            "optimizer.clip_norm": 0.0 if activation == "relu" else 1.0,  # products without norms explode
+            "epochs": args.epochs or 100, "optimizer.learning_rate": 0.01,
+        }  # fmt: skip
+        found[", ".join(f"{key} {value}" for key, value in about.items())] = (
+            about,
+            cells.config(args, "digits", merge, **entries),
+        )
+    return found
+
+
+def _rungs(about: Mapping) -> str:
+    return "04" if about["activation"] == "relu" else "4"
+
+
+def _together(found: Mapping[str, list[dict]], asked: Mapping[str, Cell]) -> pd.DataFrame:
+    return tables.with_numbers(
+        pd.concat([pd.DataFrame(rows).assign(**asked[label][0]) for label, rows in found.items()], ignore_index=True)
+    )
+
+
+def report(
+    args: argparse.Namespace,
+    rows: pd.DataFrame,
+    speed: pd.DataFrame,
+    energy: pd.DataFrame,
+    header: dict[str, str],
+    console: Console,
+) -> list[Path]:
+    """Prints the verdicts, and writes the tables and figures."""
+    from resjax.ntk.degrees import predicted
+
+    relu = rows[rows["activation"] == "relu"]
+    settings = relu[["merge", "degree"]].drop_duplicates()
+    theory = pd.concat(
+        [
+            pd.DataFrame({"merge": merge, "degree": degree, "n": args.sizes, "error": curve})
+            for merge, degree in settings.itertuples(index=False)
+            for curve in [predicted(merge, BLOCKS, "ln", D, degree, list(args.sizes))]
+        ],
+        ignore_index=True,
+    )
+    written = {
+        "": rows[rows["rung"] != "tuning"][[*degree_tables.ABOUT, "split", "rung", "error", "train_error", "rate"]],
+        "_tuning": rows[rows["rung"] == "tuning"][[*degree_tables.ABOUT, "split", "rate", "error", "train_error"]],
+        "_curves": degree_tables.curves(relu, theory),
+        "_needed": degree_tables.needed(relu, theory, args.needed),
+        "_speed": degree_tables.compared(speed[speed["activation"] == "relu"]),
+        "_energy": degree_tables.energies(energy),
+        "_linear": degree_tables.without_activations(rows),
+    }
+    sentences = degree_tables.sentences(written, args.needed)
+    for name, text in sentences.items():
+        console.print(f"\n{name}: {text}", markup=False, highlight=False)
+    paths = [
+        tables.write_csv(table, f"{args.out}{suffix}.csv", header | sentences) for suffix, table in written.items()
+    ]
+    paths += degree_figures.curves(written["_curves"], f"{args.out}_curves")
+    paths += degree_figures.needed(written["_needed"], f"{args.out}_needed", args.needed)
+    paths += degree_figures.speed(written["_speed"], f"{args.out}_speed")
+    return paths + degree_figures.energies(written["_energy"], f"{args.out}_energy")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""Tables of experiments.degree: learning curves, samples needed, speed and Chebyshev energy, by degree and merge.
+
+Errors are mean squared ones over the target's mean square; replicas are paired over merges by their split. A replica
+that diverged is left out, and counted as lost.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pandas as pd
+
+from resjax import stats
+
+ABOUT = ["degree", "merge", "activation", "n"]
+BASELINE = "add"
+RUNGS = {"theory": "theory", "R0": "infinitely wide kernel", "R4": "net"}
+RULES = {"one": "one rate for all", "kernel": "rate over the kernel's scale"}
+DRAWS = 2000
+
+
+def chosen_rate(rows: Iterable[Mapping]) -> float:
+    """The rate that R4 was run with."""
+    return next(row["rate"] for row in rows if row["rung"] == "R4")
+
+
+def curves(rows: pd.DataFrame, theory: pd.DataFrame) -> pd.DataFrame:
+    """Learning curves with intervals over splits: degree, merge, rung, n, mean, std, ci_low, ci_high, splits, lost.
+
+    Args:
+      rows: of R0 and R4, with degree, merge, rung, n, split, error.
+      theory: degree, merge, n, error.
+    """
+    groups = rows[rows["rung"].isin(RUNGS)].groupby(["degree", "merge", "rung", "n"], sort=False)["error"]
+    measured = [dict(zip(groups.keys, key, strict=True)) | _mean(errors) for key, errors in groups]
+    exact = theory.rename(columns={"error": "mean"}).assign(rung="theory", splits=0, lost=0)
+    return pd.concat([pd.DataFrame(measured), exact], ignore_index=True)
+
+
+def needed(rows: pd.DataFrame, theory: pd.DataFrame, level: float) -> pd.DataFrame:
+    """Samples at which the mean error falls to `level`, and their ratio to those of `add`, by degree, merge and rung.
+
+    Columns: degree, merge, rung, samples, samples_low, samples_high, ratio, ratio_low, ratio_high, splits. Between two
+    sizes the error is linear in log n; samples are inf where it stays above `level`, and the smallest size where it
+    begins below. Intervals are percentiles over resamples of the splits, the same for all merges; theory has none. The
+    ratio of two infinite or two smallest numbers is nan.
+    """
+    out = []
+    for (degree, rung), of_rung in rows[rows["rung"].isin(RUNGS)].groupby(["degree", "rung"], sort=False):
+        splits = np.unique(of_rung["split"])
+        drawn = np.random.default_rng(0).integers(len(splits), size=(DRAWS, len(splits)))
+        drawn[0] = np.arange(len(splits))
+        found = {}
+        for merge, own in of_rung.groupby("merge", sort=False):
+            errors = own.replace(np.inf, np.nan).pivot_table(index="n", columns="split", values="error", dropna=False)
+            errors = errors.reindex(columns=splits)
+            means_NxR = np.nanmean(errors.to_numpy()[:, drawn], axis=2)
+            found[merge] = np.array([_crossing(errors.index.to_numpy(), curve, level) for curve in means_NxR.T])
+        smallest = of_rung["n"].min()
+        for merge, samples_R in found.items():
+            row = {"degree": degree, "merge": merge, "rung": rung, "splits": len(splits)}
+            ratio_R = _ratio(samples_R, found[BASELINE], smallest)
+            out.append(row | _percentiles("samples", samples_R) | _percentiles("ratio", ratio_R))
+    for (degree, merge), own in theory.groupby(["degree", "merge"], sort=False):
+        base = theory[(theory["degree"] == degree) & (theory["merge"] == BASELINE)]
+        samples, of_base = (
+            _crossing(t["n"].to_numpy(), t["error"].to_numpy(), level)
+            for t in (own.sort_values("n"), base.sort_values("n"))
+        )
+        ratio = _ratio(np.array([samples]), np.array([of_base]), theory["n"].min())[0]
+        out.append({"degree": degree, "merge": merge, "rung": "theory", "samples": samples, "ratio": ratio})
+    return pd.DataFrame(out)
+
+
+def _crossing(n: np.ndarray, errors: np.ndarray, level: float) -> float:
+    below = np.flatnonzero(errors <= level)
+    if not len(below):
+        return np.inf
+    i = below[0]
+    if i == 0:
+        return float(n[0])
+    share = (errors[i - 1] - level) / (errors[i - 1] - errors[i])
+    return float(np.exp(np.log(n[i - 1]) + share * (np.log(n[i]) - np.log(n[i - 1]))))
+
+
+def _ratio(samples: np.ndarray, base: np.ndarray, smallest: int) -> np.ndarray:
+    alike = (np.isinf(samples) & np.isinf(base)) | ((samples == smallest) & (base == smallest))
+    with np.errstate(invalid="ignore"):
+        return np.where(alike, np.nan, samples / base)
+
+
+def _percentiles(name: str, values_R: np.ndarray) -> dict[str, float]:
+    """The first value is the estimate; the interval counts nan out, and exists where most resamples have a value."""
+    known = values_R[~np.isnan(values_R)]
+    low = high = np.nan
+    if len(known) > len(values_R) / 2:
+        low, high = np.percentile(known, [2.5, 97.5], method="nearest")
+    return {name: values_R[0], f"{name}_low": low, f"{name}_high": high}
+
+
+def compared(speed: pd.DataFrame) -> pd.DataFrame:
+    """Training error, mean over the course, less that of `add`, by teacher, rule for the rate, and merge.
+
+    Columns: degree, rule, merge, rate, area, half, lost, mean, std, ci_low, ci_high, p_value, n. rate and half (epochs
+    to half the error) are medians over splits, area a mean; mean to n are of the paired difference of areas; lost
+    counts diverged replicas.
+    """
+    out = []
+    for (degree, rule), group in speed[speed["rule"].isin(RULES)].groupby(["degree", "rule"], sort=False):
+        area = {merge: own.set_index("split")["area"] for merge, own in group.groupby("merge", sort=False)}
+        for merge, own in group.groupby("merge", sort=False):
+            finite = own["area"][np.isfinite(own["area"])]
+            row = {"degree": degree, "rule": rule, "merge": merge, "rate": own["rate"].median()}
+            row |= {"area": finite.mean(), "half": own["half"].median(), "lost": len(own) - len(finite)}
+            if merge != BASELINE:
+                row |= stats.paired_difference(area[merge].to_dict(), area[BASELINE].to_dict())
+            out.append(row)
+    return pd.DataFrame(out)
+
+
+def energies(energy: pd.DataFrame) -> pd.DataFrame:
+    """Mean share of the energy by Chebyshev degree k: degree, merge, activation, moment, k, mean, std, ci_low, ..."""
+    groups = energy.groupby(["degree", "merge", "activation", "moment", "k"], sort=False)["energy"]
+    return pd.DataFrame([dict(zip(groups.keys, key, strict=True)) | _mean(values) for key, values in groups])
+
+
+def without_activations(rows: pd.DataFrame) -> pd.DataFrame:
+    """Errors of the nets without activations, and of the same merges with them: degree, merge, activation, mean, ..."""
+    none = rows[rows["activation"] == "none"]
+    same = rows[(rows["rung"] == "R4") & rows["n"].isin(none["n"]) & rows["merge"].isin(none["merge"])]
+    groups = same.groupby(["degree", "merge", "activation"], sort=False)["error"]
+    return pd.DataFrame([dict(zip(groups.keys, key, strict=True)) | _mean(errors) for key, errors in groups])
+
+
+def _mean(values: pd.Series) -> dict:
+    finite = values[np.isfinite(values)]
+    found = stats.mean_ci(finite)
+    return {"mean": found["mean"], **{k: found[k] for k in ("std", "ci_low", "ci_high")}, "splits": found["n"]} | {
+        "lost": len(values) - len(finite)
+    }
+
+
+def sentences(written: Mapping[str, pd.DataFrame], level: float) -> dict[str, str]:
+    """What the tables say of samples needed, speed, degrees of the trained nets, and nets without activations."""
+    out = {}
+    for degree, rows in written["_needed"].groupby("degree", sort=False):
+        parts = []
+        for rung in RUNGS:
+            own = rows[rows["rung"] == rung]
+            parts.append(f"{RUNGS[rung]}: " + ", ".join(_samples(row) for row in own.to_dict("records")))
+        out[f"samples for error {level:g} at degree {degree}"] = "; ".join(parts)
+    for degree, rows in written["_speed"].groupby("degree", sort=False):
+        parts = []
+        for rule, name in RULES.items():
+            own = rows[(rows["rule"] == rule) & (rows["merge"] != BASELINE)]
+            differences = [f"{row['merge']} {_in_words(row)}" for row in own.to_dict("records")]
+            parts.append(f"{name}: {', '.join(differences)}")
+        out[f"speed at degree {degree}"] = "training error over the course, less that of add; " + "; ".join(parts)
+    trained = written["_energy"][written["_energy"]["moment"] == "trained"]
+    parts = [
+        f"{merge} ({'no activations' if activation == 'none' else activation}) {_mean_degrees(own)}"
+        for (merge, activation), own in trained.groupby(["merge", "activation"], sort=False)
+    ]
+    out["mean degree along lines, by the teacher's degree"] = "; ".join(parts)
+    parts = []
+    for (merge, activation), own in written["_linear"].groupby(["merge", "activation"], sort=False):
+        errors = ", ".join(f"degree {row['degree']} {_in_words(row, sign=False)}" for row in own.to_dict("records"))
+        parts.append(f"{merge}, {'no activations' if activation == 'none' else activation}: {errors}")
+    out["error with and without activations"] = "; ".join(parts)
+    return out
+
+
+def _samples(row: Mapping) -> str:
+    text = f"{row['merge']} " + ("none of the sizes" if np.isinf(row["samples"]) else f"{row['samples']:.0f}")
+    if row["merge"] != BASELINE and np.isfinite(row["ratio"]):
+        text += f" (x {row['ratio']:.2f}"
+        if pd.notna(row.get("ratio_low")):
+            text += f" [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"
+        text += ")"
+    return text
+
+
+def _mean_degrees(own: pd.DataFrame) -> str:
+    """The mean over k of each teacher's trained nets."""
+    weighed = own.assign(part=own["k"] * own["mean"]).groupby("degree", sort=True)["part"].sum()
+    return ", ".join(f"{value:.2f}" for value in weighed)
+
+
+def _in_words(row: Mapping, *, sign: bool = True) -> str:
+    plus = "+" if sign else ""
+    if row["mean"] is None or pd.isna(row["mean"]):
+        return "none trained"
+    interval = "" if pd.isna(row["ci_low"]) else f" [{row['ci_low']:{plus}.3f}, {row['ci_high']:{plus}.3f}]"
+    return f"{row['mean']:{plus}.3f}{interval}"
