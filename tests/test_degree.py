@@ -59,7 +59,8 @@ def test_rates_are_the_one_asked_for_or_a_share_of_the_stability_limit(tmp_path)
     found = degrees.measure(config, tmp_path, test=8, lines=1, rate=1e-3, share=0.1)
     rows = pd.DataFrame(found["speed"]).set_index("rule").drop(columns="split")
     pd.testing.assert_series_equal(rows.loc["one"], rows.loc["tuned"], check_names=False)  # both have the rate 1e-3
-    assert np.isfinite(rows.drop(columns="half")).all(axis=None) and rows.loc["kernel", "area"] != rows.loc["one", "area"]
+    assert np.isfinite(rows.drop(columns="half")).all(axis=None)
+    assert rows.loc["kernel", "area"] != rows.loc["one", "area"]
 
     x = np.float32(regression.draw("cube6_degree2", 32, test=8, seed=0).x_NxD)
     fit = Fit(config, 32, 1)
