@@ -35,7 +35,7 @@ $(VENV)/.bench: $(VENV)/.done
 	$(BIN)/pip install --quiet --editable '.[bench]'
 	@touch $@
 
-STUDIES := compare ntk_generalization signal saturation landscape lesion cause
+STUDIES := compare ntk_generalization signal saturation landscape lesion cause degree interpolators
 smoke: $(STUDIES:%=smoke-%)
 smoke-%: setup
 	$(BIN)/python -m experiments.$* --smoke --workdir=$$(mktemp -d)

@@ -14,6 +14,7 @@ from resjax.probes.curvature import curvature, density
 from resjax.probes.gradients import gradients
 from resjax.probes.lesion import lesion
 from resjax.probes.masks import masks
+from resjax.probes.outputs import outputs
 from resjax.probes.path_lengths import path_lengths
 from resjax.probes.propagation import propagation
 from resjax.probes.saturation import saturation
@@ -59,4 +60,5 @@ PROBES: dict[str, Probe] = {
     "masks": each(masks),
     "signal": each(lambda at: propagation(at.net, at.variables, at.x_BxHxWxC, at.key)),
     "gradients": gradients,
+    "outputs": each(outputs),
 }
