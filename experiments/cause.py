@@ -220,12 +220,13 @@ def report(rows: pd.DataFrame, out: str, header: dict[str, str], console: Consol
         "_tuning": rows[rows["rung"] == "tuning"].drop(columns=["alpha", "steps", "moved"]),
         "_differences": cause.estimates(wide),
         "_laziness": cause.laziness(D),
-        "_verdicts": cause.verdicts(wide, D),
+        "_gate": cause.gate(rows),
     }
-    if set(_CONTRAST) <= set(rows["task"]):
+    if set(_CONTRAST) <= set(D["task"]):
         written["_interaction"] = cause.interaction(wide, *_CONTRAST)
-    gate = cause.lazy_limit(rows)
-    sentences = cause.sentences(written["_differences"], written["_verdicts"], written.get("_interaction"), gate)
+    written["_verdicts"] = cause.verdicts(wide, D, written["_gate"])
+    of = (written.get(name) for name in ("_differences", "_verdicts", "_interaction", "_gate"))
+    sentences = cause.sentences(*of)
     for name, text in sentences.items():
         console.print(f"\n{name}: {text}", markup=False, highlight=False)
     header = header | sentences
@@ -240,8 +241,10 @@ def report(rows: pd.DataFrame, out: str, header: dict[str, str], console: Consol
 
 def _report_battery(rows: pd.DataFrame, out: str, header: dict[str, str], console: Console) -> list[Path]:
     arms = battery(rows[rows["rung"] == "R4"])
-    for row in arms.itertuples():
-        text = f"{row.task}, {row.arm}: {row.metric} {cause.in_words(row)}, {row.supports or 'for comparison'}"
+    for row in arms.to_dict("records"):
+        text = (
+            f"{row['task']}, {row['arm']}: {row['metric']} {cause.in_words(row)}, {row['supports'] or 'for comparison'}"
+        )
         console.print(text, markup=False, highlight=False)
     paths = [tables.write_csv(arms, f"{out}.csv", header)]
     tuning = rows[rows["rung"] == "tuning"].drop(columns=["alpha", "steps", "moved"])

@@ -31,15 +31,17 @@ def rows(D, merge="mul", task="cube10_degree3", width=128, noise=0.01):
         ]:
             error = 0.5 + 0.1 * split
             about = {"task": task, "n": 256, "blocks": 2, "width": width, "split": split, "init": init}
-            about |= {"rung": rung, "alpha": alpha}
-            difference = D.get((rung, alpha), D[rung]) + noise * rng.normal()
+            about |= {"rung": rung, "alpha": alpha, "train_error": 0.01}
+            lazy = D["R1"] if alpha == 64 else D[rung]
+            difference = D.get((rung, alpha), lazy) + noise * rng.normal()
             out += [about | {"merge": "add", "error": error}, about | {"merge": merge, "error": error + difference}]
     return pd.DataFrame(out)
 
 
 def judged(*tables):
-    D = cause.differences(pd.concat(tables))
-    return cause.verdicts(cause.by_rung(D), D).set_index(["task", "width"])
+    table = pd.concat(tables)
+    D = cause.differences(table)
+    return cause.verdicts(cause.by_rung(D), D, cause.gate(table)).set_index(["task", "width"])
 
 
 def test_the_steps_add_up_exactly():
@@ -57,8 +59,46 @@ def test_pairs_that_diverged_are_left_out():
     lost = (table["merge"] == "mul") & (table["rung"] == "R4") & (table["split"] == 0)
     table.loc[lost, "error"] = np.inf
     found = cause.estimates(cause.by_rung(cause.differences(table))).set_index("quantity")
-    assert found.loc["D4", ["splits", "pairs"]].tolist() == [5, 10]
-    assert found.loc["optimisation", "pairs"] == 10 and found.loc["D3", "pairs"] == 12
+    assert found.loc["D4", ["splits", "pairs", "lost"]].tolist() == [5, 10, 2]
+    assert found.loc["D3", ["pairs", "lost"]].tolist() == [12, 0]
+    assert found.loc[list(cause.TERMS), "pairs"].eq(10).all()  # all over the same pairs, or they would not add up
+    np.testing.assert_allclose(found.loc[list(cause.TERMS), "mean"].sum(), found.loc["D4", "mean"])
+
+
+def test_nets_that_did_not_reach_the_training_error_are_left_out_with_the_steps_they_took():
+    table = rows({"R0": 0.1, "R1": 0.1, "R2": 0.1, "R3": 0.1, "R4": 0.1})
+    stuck = (table["merge"] == "add") & (table["rung"] == "R3") & (table["alpha"] == 1) & (table["split"] < 2)
+    table.loc[stuck, "train_error"] = 0.4
+    D = cause.differences(table)
+    found = cause.estimates(cause.by_rung(D)).set_index("quantity")
+    assert found["lost"].to_dict() == {"D0": 0, "D1": 0, "D2": 4, "D3": 4, "D4": 0} | dict.fromkeys(cause.TERMS, 4)
+    assert cause.laziness(D).set_index("alpha")["pairs"].to_dict() == {0.5: 12, 1: 8, 64: 12}
+
+
+def test_a_setting_whose_lazy_nets_do_not_follow_their_kernel_counts_for_nothing():
+    right = {"R0": 0.2, "R1": 0.2, "R2": 0.2, "R3": 0.2, "R4": 0.2}
+    astray = right | {("R3", 64): 0.9, "R3": -0.2}
+    stopped = right | {"R1": 0.4, "R3": 0.4, ("R3", 64): 0.2}
+    table = pd.concat([rows(D, task=task) for task, D in {"a": right, "b": astray, "c": stopped}.items()])
+    gate = cause.gate(table).set_index(["task", "merge"])["follows"]
+    assert gate.drop("add", level="merge").to_dict() == {
+        ("a", "mul"): "kernel", ("b", "mul"): "nothing", ("c", "mul"): "conditioning",
+    }  # fmt: skip
+    found = judged(rows(right, task="a"), rows(astray, task="b")).xs(128, level="width")
+    assert found.loc["b", list(cause.RULES)].eq(cause.UNTESTED).all()
+    assert found.loc["a", "initial_bias"] == cause.YES  # b would have refuted it
+
+
+def test_without_a_pair_there_is_nothing_to_say():
+    table = rows({"R0": 0.1, "R1": 0.1, "R2": 0.1, "R3": 0.1, "R4": 0.1})
+    with pytest.raises(ConfigError, match="nothing to compare"):
+        cause.differences(table[table["merge"] == "add"])
+    table.loc[(table["merge"] == "mul") & (table["rung"] == "R4"), "error"] = np.inf
+    D = cause.differences(table)
+    rules = cause.verdicts(cause.by_rung(D), D, cause.gate(table))
+    assert rules.loc[0, "optimisation"] == cause.UNTESTED == rules.loc[0, "finite_width"]
+    said = cause.sentences(cause.estimates(cause.by_rung(D)), rules, None, cause.gate(table))
+    assert said["cube10_degree3 (n 256, 2 blocks, width 128)"] == "mul: no pair of trained nets (12 lost)"
 
 
 RIGHT = {
@@ -78,8 +118,9 @@ WRONG = {
         ({"R0": 0.0, "R1": 0.4, "R2": 0.4, "R3": 0.4, "R4": 0.45}, 128),
     ],
     "optimisation": [({"R0": 0.0, "R1": 0.0, "R2": 0.0, "R3": 0.2, "R4": 0.5}, 128)],  # D3 is not small
-    "feature_learning": [  # the middle scale is out of order
-        ({"R0": -0.3, "R1": -0.3, "R2": -0.3, "R3": 0.3, ("R3", 0.5): 0.1, ("R3", 64): -0.3, "R4": 0.3}, 128)
+    "feature_learning": [
+        # The middle scale is out of order.
+        ({"R0": -0.3, "R1": -0.3, "R2": -0.3, "R3": 0.3, ("R3", 0.5): 0.1, ("R3", 64): -0.3, "R4": 0.3}, 128),
     ],
     "initial_bias": [({"R0": 0.2, "R1": 0.2, "R2": 0.2, "R3": 0.5, "R4": 0.2}, 128)],  # more than twice
 }
@@ -89,16 +130,16 @@ WRONG = {
 def test_every_rule_holds_where_it_should_and_only_there(rule):
     right = judged(*(rows(D, width=width) for D, width in RIGHT[rule]))
     wrong = judged(*(rows(D, width=width) for D, width in WRONG[rule]))
-    assert right[rule].all() and not wrong[rule].any()
+    assert right[rule].eq(cause.YES).all() and wrong[rule].eq(cause.NO).all()
 
 
 def test_bias_must_follow_the_flips():
     same = {"R0": 0.2, "R1": 0.2, "R2": 0.2, "R3": 0.2, "R4": 0.2}
     flipped = {rung: -value for rung, value in same.items()}
     tables = [rows(same, task=f"task{i}") for i in range(12)]
-    assert judged(*tables, rows(flipped, task="flip"))["initial_bias"].all()
-    missed = flipped | {"R3": 0.2}
-    assert not judged(*tables, rows(missed, task="flip"))["initial_bias"].any()  # 12 of 13 agree, but not the flip
+    assert judged(*tables, rows(flipped, task="flip"))["initial_bias"].eq(cause.YES).all()
+    missed = flipped | {"R3": 0.2}  # 12 of 13 agree, but not the flip
+    assert judged(*tables, rows(missed, task="flip"))["initial_bias"].eq(cause.NO).all()
 
 
 def test_interaction_is_paired():
@@ -159,7 +200,7 @@ def test_the_lazy_net_is_its_linearisation(climbed):
     lazy = climbed[(climbed["rung"] == "R3") & (climbed["alpha"] == 256)]
     assert (lazy["moved"] < 0.01).all() and (lazy["train_error"] <= rungs.THRESHOLD).all()
     R1 = climbed[climbed["rung"] == "R1"]
-    np.testing.assert_allclose(lazy["error"], R1["error"], rtol=0.15)
+    np.testing.assert_allclose(lazy["error"], R1["error"], rtol=0.15)  # 24 points: 1 % is far from the kernel's end
 
 
 @pytest.mark.parametrize(("target", "outputs"), [("classes", 10), ("eigen3", 1), ("hermite2", 1)])
