@@ -158,6 +158,8 @@ def configurations(args: argparse.Namespace) -> dict[str, Cell]:
     found: dict[str, Cell] = {}
     for name in args.designs.split(","):
         if name == "battery":
+            if args.designs != "battery":
+                raise ConfigError(f"--designs={args.designs}: battery goes alone, its tables are others")
             found |= _battery(args)
         elif name not in DESIGNS:
             raise ConfigError(f"--designs: unknown {name!r}; choose from {', '.join(DESIGNS)}, battery")
@@ -179,7 +181,8 @@ def _battery(args: argparse.Namespace) -> dict[str, Cell]:
                 args, part, learned if arm.target is None else f"{learned}:{arm.target}", 128, 2, merge, **arm.entries
             )
             about = {**cell.about, "task": task, "arm": name}
-            found[f"{task}, {name}: {merge}"] = Cell(about, cell.config, cell.options)
+            options = cell.options | ({} if arm.metric == "error" else {"choose": arm.metric})
+            found[f"{task}, {name}: {merge}"] = Cell(about, cell.config, options)
     return found
 
 
@@ -190,6 +193,7 @@ def _cell(args: argparse.Namespace, part: Part, task: str, width: int, blocks: i
         "model.name": "mlp", "model.depth": 2 * blocks + 2, "model.width": width, "model.norm": "ln",
         "loss.name": "mse", "batch_size": 32, "epochs": args.epochs or 100, "optimizer.learning_rate": 0.01,
     }  # fmt: skip
+    cells.refuse(args, entries.keys() - {"epochs"} | changes.keys())
     config = cells.config(args, "digits", merge, **entries | changes)
     options = {
         "rungs": part.rungs, "test": part.test, "inits": part.inits or args.inits, "alphas": part.alphas,
@@ -240,7 +244,9 @@ def report(rows: pd.DataFrame, out: str, header: dict[str, str], console: Consol
 
 
 def _report_battery(rows: pd.DataFrame, out: str, header: dict[str, str], console: Console) -> list[Path]:
-    arms = battery(rows[rows["rung"] == "R4"])
+    arms = battery(rows)
+    if arms.empty:
+        raise ConfigError("no arm has both of its nets; the reasons stand above")
     for row in arms.to_dict("records"):
         text = (
             f"{row['task']}, {row['arm']}: {row['metric']} {cause.in_words(row)}, {row['supports'] or 'for comparison'}"

@@ -22,6 +22,7 @@ class Arm:
       merge: compared with `add` under the same changes.
       gone: what it supports if the difference to `add` is gone.
       stays: what it supports if the difference is that of the reference.
+      turns: what it supports if the difference has the other sign.
       entries: changes of the config.
       target: of `resjax.ntk.rungs.measure`; None: the task's own.
       metric: error, or train_error.
@@ -31,6 +32,7 @@ class Arm:
     merge: str
     gone: str
     stays: str
+    turns: str = ""
     entries: Mapping = field(default_factory=dict)
     target: str | None = None
     metric: str = "error"
@@ -38,6 +40,8 @@ class Arm:
 
 
 OPTIMISATION, EXPRESSIVITY = "optimisation", "expressivity"
+_NO_DECAY = {"optimizer.weight_decay": 0.0}
+_A_THIRD = {"epochs": 33}  # of the epochs, as there are three times the points: as many steps
 ARMS = {
     "reference": Arm("mul", "", ""),
     "product forwards, sum backwards": Arm("swap_fwdmul_bwdadd", OPTIMISATION, EXPRESSIVITY),
@@ -47,60 +51,76 @@ ARMS = {
     "identity at init, alpha = 0": Arm("mul_rezero", OPTIMISATION, EXPRESSIVITY),
     "identity at init, g = 0": Arm("mul_res", OPTIMISATION, EXPRESSIVITY),
     "from sum to product": Arm("homotopy", OPTIMISATION, EXPRESSIVITY),
-    "BatchNorm": Arm("mul", OPTIMISATION, EXPRESSIVITY, {"model.norm": "bn"}),
-    "no decay, training error": Arm(
-        "mul", EXPRESSIVITY, OPTIMISATION, {"optimizer.weight_decay": 0.0}, metric="train_error"
-    ),
+    "BatchNorm": Arm("mul", OPTIMISATION, EXPRESSIVITY, entries={"model.norm": "bn"}),
+    "no decay, training error": Arm("mul", OPTIMISATION, EXPRESSIVITY, entries=_NO_DECAY, metric="train_error"),
     "shuffled targets, training error": Arm(
-        "mul", "equal capacity", "capacity", target="shuffled", metric="train_error"
+        "mul", OPTIMISATION, EXPRESSIVITY, entries=_NO_DECAY, target="shuffled", metric="train_error"
     ),
     "taught by the sum's net": Arm("mul", OPTIMISATION, EXPRESSIVITY, target="of:add"),
-    "taught by it on 512 more points": Arm("mul", OPTIMISATION, EXPRESSIVITY, target="of:add:512"),
+    "taught by it on 512 more points": Arm("mul", OPTIMISATION, EXPRESSIVITY, entries=_A_THIRD, target="of:add:512"),
     "taught by the product's net": Arm("mul", EXPRESSIVITY, OPTIMISATION, target="of:mul"),
-    "ReLU teacher": Arm("mul", EXPRESSIVITY, OPTIMISATION, task="relu10_width20"),
+    "taught by that on 512 more points": Arm("mul", EXPRESSIVITY, OPTIMISATION, entries=_A_THIRD, target="of:mul:512"),
+    "ReLU teacher": Arm("mul", "", OPTIMISATION, EXPRESSIVITY, task="relu10_width20"),
 }
+KNOWN = 0.05  # training error of a teacher whose outputs at its training points are the targets it was taught
 
 
 def table(rows: pd.DataFrame, reference: str = "reference") -> pd.DataFrame:
     """Effect of every arm: task, arm, merge, metric, mean, ci_low, ci_high, splits, pairs, lost, changed_*, supports.
 
     The effect is the difference to `add`; changed_* is the paired difference to the reference's, with its interval.
+    Arms of which a cell failed are left out.
 
     Args:
-      rows: of R4, with columns task (the reference's), arm, merge, split, init, error, train_error.
+      rows: of R4 and the teachers: task (the reference's), arm, merge, split, init, rung, error, train_error.
       reference: name of the arm that the others are compared with.
     """
     out = []
-    for (task, name), of_arm in rows.groupby(["task", "arm"], sort=False):
-        arm = ARMS[name]
-        D = _difference(of_arm, arm.merge, arm.metric)
-        base = _difference(rows[(rows["task"] == task) & (rows["arm"] == reference)], ARMS[reference].merge, "error")
-        effect, changed = cause.interval(D.dropna()), cause.interval((D - base).dropna())
-        about = {"task": task, "arm": name, "merge": arm.merge, "metric": arm.metric}
-        comparable = arm.metric == "error" and name != reference
-        supports = _supports(arm, effect, changed, cause.interval(base.dropna())) if comparable else ""
-        changed = {f"changed_{key}": changed[key] if comparable else np.nan for key in ("mean", "ci_low", "ci_high")}
-        out.append(about | effect | {"lost": int(D.isna().sum())} | changed | {"supports": supports})
+    nets, teachers = rows[rows["rung"] == "R4"], rows[rows["rung"] == "teacher"]
+    for task, of_task in nets.groupby("task", sort=False):
+        base = _difference(of_task[of_task["arm"] == reference], ARMS[reference])
+        for name, of_arm in of_task.groupby("arm", sort=False):
+            arm = ARMS[name]
+            D = _difference(of_arm, arm)
+            if D.empty:
+                continue
+            effect = cause.interval(D.dropna())
+            row = {"task": task, "arm": name, "merge": arm.merge, "metric": arm.metric} | effect
+            row |= {"lost": int(D.isna().sum())} | {f"changed_{key}": np.nan for key in ("mean", "ci_low", "ci_high")}
+            supports = ""
+            if arm.metric == "train_error":  # whether both fit, not how the reference's test error changes
+                supports = arm.stays if cause.excludes_zero(effect) else arm.gone
+            elif name != reference and not base.empty:
+                changed = cause.interval((D - base).dropna())
+                row |= {f"changed_{key}": changed[key] for key in ("mean", "ci_low", "ci_high")}
+                of_teacher = teachers[(teachers["task"] == task) & (teachers["arm"] == name)]["train_error"]
+                if arm.target and arm.target.count(":") == 1 and of_teacher.median() < KNOWN:
+                    supports = "nothing: its targets are those of the reference"
+                else:
+                    supports = _supports(arm, effect, changed, cause.interval(base.dropna()))
+            out.append(row | {"supports": supports})
     return pd.DataFrame(out)
 
 
-def _difference(rows: pd.DataFrame, merge: str, metric: str) -> pd.Series:
-    """The merge's minus the sum's, by split and initialisation; nan where either diverged."""
-    values = rows.set_index(["merge", *cause.PAIR])[metric].replace(np.inf, np.nan)
-    return values.loc[merge] - values.loc["add"]
+def _difference(rows: pd.DataFrame, arm: Arm) -> pd.Series:
+    """The merge's minus the sum's, by split and initialisation; nan where either diverged, empty where one lacks."""
+    values = rows.set_index(["merge", *cause.PAIR])[arm.metric].replace(np.inf, np.nan)
+    if not {arm.merge, "add"} <= set(values.index.get_level_values("merge")):
+        return values.iloc[:0].droplevel("merge")
+    return values.loc[arm.merge] - values.loc["add"]
 
 
 def _supports(arm: Arm, effect: dict, changed: dict, base: dict) -> str:
     """What an arm says, if the reference has a difference at all."""
     if not cause.excludes_zero(base):
         return "nothing: the reference has no difference"
+    half = abs(base["mean"]) / 2
+    same = effect["mean"] * base["mean"] > 0
     if not cause.excludes_zero(changed):
-        return arm.stays if cause.excludes_zero(effect) else "undecided"
+        narrow = -half < changed["ci_low"] and changed["ci_high"] < half
+        return arm.stays if narrow and cause.excludes_zero(effect) else "undecided"
     if not cause.excludes_zero(effect):
-        return arm.gone
-    smaller = abs(effect["mean"]) < abs(base["mean"]) and effect["mean"] * base["mean"] > 0
-    return (
-        f"{arm.gone}, in part"
-        if smaller
-        else f"neither: it {'grows' if effect['mean'] * base['mean'] > 0 else 'turns'}"
-    )
+        return arm.gone or "undecided"
+    if not same:
+        return arm.turns or "neither: it turns"
+    return f"{arm.gone}, in part" if arm.gone and abs(effect["mean"]) < abs(base["mean"]) else "neither: it grows"

@@ -9,7 +9,7 @@ import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -112,6 +112,15 @@ def config(args: argparse.Namespace, dataset: str, merge: str, **entries) -> Con
         raise ConfigError(f"--set: {error}") from None
     config_lib.check(c)
     return c
+
+
+def refuse(args: argparse.Namespace, keys: Iterable[str]) -> None:
+    """Raises ConfigError if the command line sets one of these entries, which the study decides itself."""
+    given = {key: f"--{name}" for name, key in _SHORTCUTS.items() if getattr(args, name) is not None}
+    given |= {text.partition("=")[0]: f"--set {text.partition('=')[0]}" for text in args.set}
+    for key in keys:
+        if key in given:
+            raise ConfigError(f"{given[key]}: the study decides it")
 
 
 def _setting(c: ConfigDict, text: str) -> tuple[str, object]:

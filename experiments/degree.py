@@ -8,8 +8,8 @@ infinitely wide net's kernel (measured, and by theory) and of the net by the sta
 merge, degree and number of samples; from them the samples that a merge needs for an error of --needed. Speed: the
 training error over the course, at one rate for all merges and at the same share of each net's stability limit
 (resjax/ntk/degrees.py). Degrees: Chebyshev energy along lines between training points, before and after training.
-Without activations (and norms): a sum of affine maps is affine, and a product net of L blocks a polynomial of degree
-2^L; what can they learn?
+Without activations and norms a sum of affine maps is affine, and a product net of L blocks a polynomial of degree 2^L;
+what can they learn, beside the same nets with ReLUs and without norms?
 
 Writes OUT.csv (a row per replica and rung), OUT_tuning.csv, OUT_curves.csv, OUT_needed.csv, OUT_speed.csv,
 OUT_energy.csv, OUT_linear.csv (nets without activations) and figures. Exit code 1: a cell failed; 2: bad input, in one
@@ -115,18 +115,20 @@ def configurations(args: argparse.Namespace) -> dict[str, Cell]:
         )
     args.shown = max(size for size in args.sizes if size <= 256 or size == min(args.sizes))
     merges = dict.fromkeys(["add", *cells.merges(args.merges, MERGES)])
-    plan = [(merge, "relu", n) for merge, n in itertools.product(merges, args.sizes)]
-    plan += [(merge, "none", args.shown) for merge in POLYNOMIAL]
+    plan = [(merge, "relu", "ln", n) for merge, n in itertools.product(merges, args.sizes)]
+    plan += [(merge, activation, "none", args.shown) for merge in POLYNOMIAL for activation in ("relu", "none")]
     found = {}
-    for degree, (merge, activation, n) in itertools.product(args.degrees, plan):
-        about = {"degree": degree, "merge": merge, "activation": activation, "n": n}
+    for degree, (merge, activation, norm, n) in itertools.product(args.degrees, plan):
+        about = {"degree": degree, "merge": merge, "activation": activation, "norm": norm, "n": n}
         entries = {
             "dataset.name": f"cube{D}_degree{degree}", "dataset.train_size": n, "dataset.augment": "none",
             "dataset.crop_padding": 0, "model.name": "mlp", "model.depth": 2 * BLOCKS + 2, "loss.name": "mse",
-            "model.activation": activation, "model.norm": "ln" if activation == "relu" else "none", "batch_size": 32,
-            "optimizer.clip_norm": 0.0 if activation == "relu" else 1.0,  # products without norms explode
-            "epochs": args.epochs or 100, "optimizer.learning_rate": 0.01,
+            "model.activation": activation, "model.norm": norm, "batch_size": 32,
+            "optimizer.clip_norm": 0.0 if norm == "ln" else 1.0,  # products without norms explode
+            "epochs": max(1, (args.epochs or 100) * 256 // n),  # as many steps for all n
+            "optimizer.learning_rate": 0.01,
         }  # fmt: skip
+        cells.refuse(args, entries.keys() - {"epochs"})
         found[", ".join(f"{key} {value}" for key, value in about.items())] = (
             about,
             cells.config(args, "digits", merge, **entries),
@@ -135,7 +137,7 @@ def configurations(args: argparse.Namespace) -> dict[str, Cell]:
 
 
 def _rungs(about: Mapping) -> str:
-    return "04" if about["activation"] == "relu" else "4"
+    return "04" if about["norm"] == "ln" else "4"
 
 
 def _together(found: Mapping[str, list[dict]], asked: Mapping[str, Cell]) -> pd.DataFrame:
@@ -155,7 +157,9 @@ def report(
     """Prints the verdicts, and writes the tables and figures."""
     from resjax.ntk.degrees import predicted
 
-    relu = rows[rows["activation"] == "relu"]
+    relu = rows[rows["norm"] == "ln"]
+    if not {"add"} < set(relu["merge"]):
+        raise ConfigError("nothing to compare: add or all others failed; the reasons stand above")
     settings = relu[["merge", "degree"]].drop_duplicates()
     theory = pd.concat(
         [
@@ -170,8 +174,8 @@ def report(
         "_tuning": rows[rows["rung"] == "tuning"][[*degree_tables.ABOUT, "split", "rate", "error", "train_error"]],
         "_curves": degree_tables.curves(relu, theory),
         "_needed": degree_tables.needed(relu, theory, args.needed),
-        "_speed": degree_tables.compared(speed[speed["activation"] == "relu"]),
-        "_energy": degree_tables.energies(energy),
+        "_speed": degree_tables.compared(speed[speed["norm"] == "ln"]),
+        "_energy": degree_tables.energies(energy[(energy["norm"] == "ln") | (energy["activation"] == "none")]),
         "_linear": degree_tables.without_activations(rows),
     }
     sentences = degree_tables.sentences(written, args.needed)

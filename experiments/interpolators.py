@@ -60,8 +60,7 @@ def configurations(args: argparse.Namespace) -> dict[str, ConfigDict]:
     dataset, *others = cells.datasets(args.datasets)
     if others:
         raise ConfigError(f"--datasets={args.datasets}: one at a time")
-    if given := set(PLAIN) & {text.partition("=")[0] for text in args.set}:
-        raise ConfigError(f"--set: {min(given)} is {PLAIN[min(given)]} here")
+    cells.refuse(args, PLAIN)
     merges = dict.fromkeys([BASELINE, *cells.merges(args.merges, MERGES)])
     return {f"{dataset}, {merge}": cells.config(args, dataset, merge, **PLAIN) for merge in merges}
 

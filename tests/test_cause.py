@@ -249,7 +249,7 @@ def battery_rows(**D):
         for split, init, merge in itertools.product(range(6), range(2), (battery.ARMS[name].merge, "add")):
             error = 0.5 + 0.1 * split + 0.01 * rng.normal() + (difference if merge != "add" else 0)
             about = {"task": "t", "arm": name, "merge": merge, "split": split, "init": init}
-            out.append(about | {"error": error, "train_error": 0.0})
+            out.append(about | {"rung": "R4", "error": error, "train_error": 0.0})
     return pd.DataFrame(out)
 
 
@@ -273,11 +273,37 @@ def test_what_an_arm_supports():
         "from sum to product": "optimisation, in part",
         "BatchNorm": "neither: it grows",
         "identity at init, g = 0": "neither: it turns",
-        "no decay, training error": "",
+        "no decay, training error": "optimisation",
     }
     np.testing.assert_allclose(found["changed_mean"].iloc[1:6], [-0.3, 0, -0.2, 0.3, -0.5], atol=0.03)
+    wide = battery_rows(**{"reference": 0.3, "BatchNorm": 0.2})
+    wide.loc[(wide["arm"] == "BatchNorm") & (wide["split"] < 2) & (wide["merge"] != "add"), "error"] += 0.4
+    assert battery.table(wide).set_index("arm").loc["BatchNorm", "supports"] == "undecided"
     same = battery.table(battery_rows(**{"reference": 0.0, "BatchNorm": 0.0})).set_index("arm")
     assert same.loc["BatchNorm", "supports"] == "nothing: the reference has no difference"
+
+
+def test_what_arms_of_their_own_kind_support():
+    rows = battery_rows(**{
+        "reference": -0.3, "ReLU teacher": 0.2, "shuffled targets, training error": 0.0,
+        "taught by the sum's net": -0.3, "taught by the product's net": 0.0,
+    })  # fmt: skip
+    shuffled = (rows["arm"] == "shuffled targets, training error") & (rows["merge"] == "mul")
+    rows.loc[shuffled, "train_error"] = 0.4
+    errors = {"taught by the sum's net": 0.01, "taught by the product's net": 0.3}
+    teachers = [
+        {"task": "t", "arm": arm, "merge": "mul", "split": s, "init": 9, "rung": "teacher", "train_error": error}
+        for arm, error in errors.items()
+        for s in range(6)
+    ]
+    found = battery.table(pd.concat([rows, pd.DataFrame(teachers)])).set_index("arm")["supports"]
+    assert found.to_dict() == {
+        "reference": "", "ReLU teacher": "expressivity", "shuffled targets, training error": "expressivity",
+        "taught by the sum's net": "nothing: its targets are those of the reference",
+        "taught by the product's net": "expressivity",
+    }  # fmt: skip
+    lacking = rows[~((rows["arm"] == "ReLU teacher") & (rows["merge"] == "add"))]
+    assert "ReLU teacher" not in set(battery.table(lacking)["arm"])
 
 
 def test_the_battery_is_measured_once_for_equal_cells(tmp_path, monkeypatch):
@@ -304,10 +330,29 @@ def test_targets_of_the_battery(target, n):
     plain, task = rungs._task(config, "", 30, split=1), rungs._task(config, target, 30, split=1)
     np.testing.assert_array_equal(task.x_NxD[:24], plain.x_NxD)
     np.testing.assert_array_equal(task.test_y_M, plain.test_y_M)
-    assert task.y_N.shape == (n, 1) and np.any(task.y_N[:24] != plain.y_N)
+    assert task.y_N.shape == (n, 1) and np.isfinite(task.y_N).all() and np.any(task.y_N[:24] != plain.y_N)
     if target == "shuffled":
         np.testing.assert_array_equal(np.sort(task.y_N, 0), np.sort(plain.y_N, 0))
     assert not {x.tobytes() for x in task.x_NxD} & {x.tobytes() for x in task.test_x_MxD}
+
+
+def test_the_rate_is_chosen_by_what_is_reported_and_teachers_tell_how_well_they_fit():
+    words = {"rungs": "4", "test": 30, "inits": 1, "alphas": "1", "rates": "1e-6,0.01"}
+    config = tiny("add", seeds=1, epochs=20)
+    found = pd.DataFrame(rungs.measure(config, "", target="shuffled", choose="train_error", **words)["rows"])
+    tried = found[found["rung"] == "tuning"].groupby("rate")["train_error"].mean()
+    assert found.loc[found["rung"] == "R4", "rate"].item() == tried.idxmin() == 0.01
+    taught = pd.DataFrame(rungs.measure(config, "", target="of:add", **words)["rows"]).set_index("rung")
+    assert 0 < taught.loc["teacher", "train_error"] < 1 and taught.loc["teacher", "init"] == rungs.TEACHER
+
+
+def test_rates_are_chosen_on_images_that_no_split_has():
+    labels = np.arange(200) % 10
+    splits = [set(rungs._chosen(labels, 60, split)) for split in range(20)]
+    tuning = [set(rungs._chosen(labels, 60, rungs.TUNING_SEED + i)) for i in range(2)]
+    assert not set.union(*splits) & set.union(*tuning) and tuning[0] == tuning[1] and len(set.union(*splits)) == 140
+    with pytest.raises(ConfigError, match="there are 200"):
+        rungs._chosen(labels, 101, 0)
 
 
 def test_the_plan(monkeypatch):
@@ -322,3 +367,9 @@ def test_the_plan(monkeypatch):
     assert {"add", "mul"} <= {cell.about["merge"] for cell in plan("--designs=digits,cifar10", "--merges=mul").values()}
     with pytest.raises(ConfigError, match="--designs: unknown 'sphere'; choose from cube, digits"):
         plan("--designs=sphere")
+    with pytest.raises(ConfigError, match="battery goes alone"):
+        plan("--designs=cube,battery")
+    with pytest.raises(ConfigError, match="--width: the study decides it"):
+        plan("--width=64")
+    with pytest.raises(ConfigError, match="--set model.norm: the study decides it"):
+        plan("--set=model.norm=bn")

@@ -88,8 +88,8 @@ SIZES = (32, 64, 128)
 def made_up(errors, splits=4):
     """Rows of R4: merge -> errors by size."""
     return pd.DataFrame([
-        {"degree": 2, "merge": merge, "activation": "relu", "rung": "R4", "n": n, "split": s, "error": e, "rate": 0.01,
-         "train_error": 0.0}
+        {"degree": 2, "merge": merge, "activation": "relu", "norm": "ln", "rung": "R4", "n": n, "split": s, "error": e,
+         "rate": 0.01, "train_error": 0.0}
         for merge, curve in errors.items()
         for n, e in zip(SIZES, curve, strict=True)
         for s in range(splits)
@@ -105,7 +105,10 @@ def test_samples_needed_lie_where_the_curve_crosses():
     between = np.sqrt(64 * 128)
     assert found["samples"].to_dict() == pytest.approx({"add": between, "mul": 64, "se": np.inf, "pi": 32})
     assert found.loc["mul", "ratio_low"] == pytest.approx(64 / between) == found.loc["mul", "ratio_high"]
-    assert found.loc["se", "ratio"] == np.inf and found.loc["add", "ratio"] == 1
+    assert found.loc["add", "ratio"] == 1 and found.loc[["se", "pi"], "ratio"].isna().all()
+    assert found["censored"].to_dict() == {"add": "", "mul": "", "se": "above", "pi": "below"}
+    without = degree_tables.needed(rows[rows["merge"] != "add"], NO_THEORY, 0.5)
+    assert without.empty
 
 
 def test_what_no_merge_learns_has_no_ratio():
@@ -137,7 +140,8 @@ def test_the_study_writes_its_tables_and_figures(tmp_path, monkeypatch, capsys):
         return {"rows": rows}
 
     def look(config, workdir, *, test, lines, rate, share):
-        asked.append((config.model.activation, config.dataset.train_size, rate))
+        asked.append((config.model.activation, config.model.norm, rate))
+        assert config.dataset.train_size == 128
         lower = 0.1 * (config.model.merge == "mul")
         speed = [
             {"split": s, "rule": rule, "rate": rate, "area": 0.5 - lower + 0.01 * s, "half": 3}
@@ -155,8 +159,11 @@ def test_the_study_writes_its_tables_and_figures(tmp_path, monkeypatch, capsys):
     argv = ["--smoke", f"--workdir={tmp_path / 'runs'}", f"--out={tmp_path / 'out'}"]
     assert study.main(argv, measure, look) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "mul 64 (x" not in said and "one rate for all: mul -0.100 [-0.100, -0.100]" in said
-    assert sorted(set(asked)) == [("none", 128, 0.03), ("relu", 128, 0.03)]
+    assert (
+        "net: add 128, mul 108 (x 0.84 [0.84, 0.84])" in said
+        and "one rate for all: mul -0.100 [-0.100, -0.100]" in said
+    )
+    assert sorted(set(asked)) == [("none", "none", 0.03), ("relu", "ln", 0.03), ("relu", "none", 0.03)]
     names = ["", "_tuning", "_curves", "_needed", "_speed", "_energy", "_linear"]
     assert all((tmp_path / f"out{name}.csv").exists() for name in names)
     assert all((tmp_path / f"out{name}.png").exists() for name in ("_curves", "_needed", "_speed", "_energy"))
@@ -174,5 +181,13 @@ def test_sizes_that_the_cube_does_not_have(sizes, capsys):
 def test_every_merge_has_the_same_budget():
     args = cells.parse(study._parser(), [])
     found = study.configurations(args)
-    assert len(found) == 4 * (6 * 5 + 2)
-    assert {about["n"] for about, _ in found.values() if about["activation"] == "none"} == {256}
+    assert len(found) == 4 * (6 * 5 + 2 * 2)
+    assert {about["n"] for about, _ in found.values() if about["norm"] == "none"} == {256}
+    for about, config in found.values():
+        steps = config.epochs * (about["n"] // config.batch_size)
+        assert (steps, config.batch_size, config.seeds, config.model.width) == (800, 32, 8, 128)
+
+
+def test_entries_that_the_study_decides_are_refused(capsys):
+    assert study.main(["--batch_size=8"]) == 2
+    assert "--batch_size: the study decides it" in capsys.readouterr().err

@@ -246,7 +246,7 @@ def test_without_a_net_that_interpolates_the_tables_say_so(study, capsys):
 def test_bad_flags_get_one_line(study, capsys):
     for flags, message in {
         ("--datasets=digits,mnist",): "one at a time",
-        ("--set=dataset.augment=crop",): "dataset.augment is none here",
+        ("--set=dataset.augment=crop",): "--set dataset.augment: the study decides it",
         ("--merges=ad",): "unknown 'ad'",
     }.items():
         assert study(*flags) == 2

@@ -11,7 +11,7 @@ import pandas as pd
 
 from resjax import stats
 
-ABOUT = ["degree", "merge", "activation", "n"]
+ABOUT = ["degree", "merge", "activation", "norm", "n"]
 BASELINE = "add"
 RUNGS = {"theory": "theory", "R0": "infinitely wide kernel", "R4": "net"}
 RULES = {"one": "one rate for all", "kernel": "rate over the kernel's scale"}
@@ -39,12 +39,13 @@ def curves(rows: pd.DataFrame, theory: pd.DataFrame) -> pd.DataFrame:
 def needed(rows: pd.DataFrame, theory: pd.DataFrame, level: float) -> pd.DataFrame:
     """Samples at which the mean error falls to `level`, and their ratio to those of `add`, by degree, merge and rung.
 
-    Columns: degree, merge, rung, samples, samples_low, samples_high, ratio, ratio_low, ratio_high, splits. Between two
-    sizes the error is linear in log n; samples are inf where it stays above `level`, and the smallest size where it
-    begins below. Intervals are percentiles over resamples of the splits, the same for all merges; theory has none. The
-    ratio of two infinite or two smallest numbers is nan.
+    Columns: degree, merge, rung, samples, samples_low, samples_high, ratio, ratio_low, ratio_high, censored, splits.
+    Between two sizes the error is linear in log n. Censored is "above" where it stays above `level` (samples inf), and
+    "below" where it begins below it (samples the smallest size, or fewer); neither has a ratio. Intervals are
+    percentiles over resamples of the splits, the same for all merges, if 95 % of these have a value; theory has none.
+    Without `add` there are no rows.
     """
-    out = []
+    out, smallest = [], rows["n"].min()
     for (degree, rung), of_rung in rows[rows["rung"].isin(RUNGS)].groupby(["degree", "rung"], sort=False):
         splits = np.unique(of_rung["split"])
         drawn = np.random.default_rng(0).integers(len(splits), size=(DRAWS, len(splits)))
@@ -55,9 +56,9 @@ def needed(rows: pd.DataFrame, theory: pd.DataFrame, level: float) -> pd.DataFra
             errors = errors.reindex(columns=splits)
             means_NxR = np.nanmean(errors.to_numpy()[:, drawn], axis=2)
             found[merge] = np.array([_crossing(errors.index.to_numpy(), curve, level) for curve in means_NxR.T])
-        smallest = of_rung["n"].min()
-        for merge, samples_R in found.items():
+        for merge, samples_R in found.items() if BASELINE in found else ():
             row = {"degree": degree, "merge": merge, "rung": rung, "splits": len(splits)}
+            row |= {"censored": _censored(samples_R[0], smallest)}
             ratio_R = _ratio(samples_R, found[BASELINE], smallest)
             out.append(row | _percentiles("samples", samples_R) | _percentiles("ratio", ratio_R))
     for (degree, merge), own in theory.groupby(["degree", "merge"], sort=False):
@@ -66,9 +67,14 @@ def needed(rows: pd.DataFrame, theory: pd.DataFrame, level: float) -> pd.DataFra
             _crossing(t["n"].to_numpy(), t["error"].to_numpy(), level)
             for t in (own.sort_values("n"), base.sort_values("n"))
         )
-        ratio = _ratio(np.array([samples]), np.array([of_base]), theory["n"].min())[0]
-        out.append({"degree": degree, "merge": merge, "rung": "theory", "samples": samples, "ratio": ratio})
+        ratio = _ratio(np.array([samples]), np.array([of_base]), smallest)[0]
+        row = {"degree": degree, "merge": merge, "rung": "theory", "censored": _censored(samples, smallest)}
+        out.append(row | {"samples": samples, "ratio": ratio})
     return pd.DataFrame(out)
+
+
+def _censored(samples: float, smallest: int) -> str:
+    return {np.inf: "above", float(smallest): "below"}.get(samples, "")
 
 
 def _crossing(n: np.ndarray, errors: np.ndarray, level: float) -> float:
@@ -83,16 +89,15 @@ def _crossing(n: np.ndarray, errors: np.ndarray, level: float) -> float:
 
 
 def _ratio(samples: np.ndarray, base: np.ndarray, smallest: int) -> np.ndarray:
-    alike = (np.isinf(samples) & np.isinf(base)) | ((samples == smallest) & (base == smallest))
-    with np.errstate(invalid="ignore"):
-        return np.where(alike, np.nan, samples / base)
+    samples, base = (np.where(np.isinf(n) | (n == smallest), np.nan, n) for n in (samples, base))
+    return samples / base
 
 
 def _percentiles(name: str, values_R: np.ndarray) -> dict[str, float]:
-    """The first value is the estimate; the interval counts nan out, and exists where most resamples have a value."""
+    """The first value is the estimate; the interval counts nan out, and exists if nearly all have a value."""
     known = values_R[~np.isnan(values_R)]
     low = high = np.nan
-    if len(known) > len(values_R) / 2:
+    if len(known) > 0.95 * len(values_R):
         low, high = np.percentile(known, [2.5, 97.5], method="nearest")
     return {name: values_R[0], f"{name}_low": low, f"{name}_high": high}
 
@@ -100,14 +105,14 @@ def _percentiles(name: str, values_R: np.ndarray) -> dict[str, float]:
 def compared(speed: pd.DataFrame) -> pd.DataFrame:
     """Training error, mean over the course, less that of `add`, by teacher, rule for the rate, and merge.
 
-    Columns: degree, rule, merge, rate, area, half, lost, mean, std, ci_low, ci_high, p_value, n. rate and half (epochs
+    Columns: degree, rule, merge, rate, area, half, lost, mean, std, ci_low, ci_high, p, n. rate and half (epochs
     to half the error) are medians over splits, area a mean; mean to n are of the paired difference of areas; lost
     counts diverged replicas.
     """
     out = []
     for (degree, rule), group in speed[speed["rule"].isin(RULES)].groupby(["degree", "rule"], sort=False):
         area = {merge: own.set_index("split")["area"] for merge, own in group.groupby("merge", sort=False)}
-        for merge, own in group.groupby("merge", sort=False):
+        for merge, own in group.groupby("merge", sort=False) if BASELINE in area else ():
             finite = own["area"][np.isfinite(own["area"])]
             row = {"degree": degree, "rule": rule, "merge": merge, "rate": own["rate"].median()}
             row |= {"area": finite.mean(), "half": own["half"].median(), "lost": len(own) - len(finite)}
@@ -124,11 +129,11 @@ def energies(energy: pd.DataFrame) -> pd.DataFrame:
 
 
 def without_activations(rows: pd.DataFrame) -> pd.DataFrame:
-    """Errors of the nets without activations, and of the same merges with them: degree, merge, activation, mean, ..."""
-    none = rows[rows["activation"] == "none"]
-    same = rows[(rows["rung"] == "R4") & rows["n"].isin(none["n"]) & rows["merge"].isin(none["merge"])]
+    """Mean errors, with intervals, of the nets without norms, by degree, merge and activation."""
+    same = rows[(rows["rung"] == "R4") & (rows["norm"] == "none")]
     groups = same.groupby(["degree", "merge", "activation"], sort=False)["error"]
-    return pd.DataFrame([dict(zip(groups.keys, key, strict=True)) | _mean(errors) for key, errors in groups])
+    found = [dict(zip(groups.keys, key, strict=True)) | _mean(errors) for key, errors in groups]
+    return pd.DataFrame(found, columns=[*groups.keys, *_mean(pd.Series(dtype=float))])
 
 
 def _mean(values: pd.Series) -> dict:
@@ -165,24 +170,25 @@ def sentences(written: Mapping[str, pd.DataFrame], level: float) -> dict[str, st
     for (merge, activation), own in written["_linear"].groupby(["merge", "activation"], sort=False):
         errors = ", ".join(f"degree {row['degree']} {_in_words(row, sign=False)}" for row in own.to_dict("records"))
         parts.append(f"{merge}, {'no activations' if activation == 'none' else activation}: {errors}")
-    out["error with and without activations"] = "; ".join(parts)
+    out["error without norms, by activation"] = "; ".join(parts)
     return out
 
 
 def _samples(row: Mapping) -> str:
-    text = f"{row['merge']} " + ("none of the sizes" if np.isinf(row["samples"]) else f"{row['samples']:.0f}")
-    if row["merge"] != BASELINE and np.isfinite(row["ratio"]):
-        text += f" (x {row['ratio']:.2f}"
-        if pd.notna(row.get("ratio_low")):
-            text += f" [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"
-        text += ")"
-    return text
+    samples = "more than there were" if np.isinf(row["samples"]) else f"{row['samples']:.0f}"
+    text = f"{row['merge']} {'at most ' if row['censored'] == 'below' else ''}{samples}"
+    if row["merge"] == BASELINE or pd.isna(row["ratio"]):
+        return text
+    text += f" (x {row['ratio']:.2f}"
+    if pd.notna(row["ratio_low"]):
+        text += f" [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"
+    return f"{text})"
 
 
 def _mean_degrees(own: pd.DataFrame) -> str:
-    """The mean over k of each teacher's trained nets."""
+    """The mean over k, in which all beyond the last count as the first beyond it, of each teacher's trained nets."""
     weighed = own.assign(part=own["k"] * own["mean"]).groupby("degree", sort=True)["part"].sum()
-    return ", ".join(f"{value:.2f}" for value in weighed)
+    return ", ".join(f"{degree}: {value:.2f}" for degree, value in weighed.items())
 
 
 def _in_words(row: Mapping, *, sign: bool = True) -> str:

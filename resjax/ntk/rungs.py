@@ -7,7 +7,8 @@
   R4  the net by the standard recipe                       + optimisation trouble
 
 Errors are mean squared ones at test points, over the target's mean square there. Replicas are paired over merges: equal
-points, equal weights where shapes agree, equal batches.
+points, equal weights where shapes agree, equal batches. Beside the rate and the batches, R4 differs from R3 by weight
+decay, its budget of epochs, and training what a norm scales by; splits of one set of images overlap.
 """
 
 import os
@@ -34,6 +35,7 @@ MOST_STEPS = 5000
 RIDGE = 1e-6  # of R1, in units of the mean of K(x, x): float32 Jacobians
 DIVERGED = 1e3  # an error above this is no number to average
 TUNING_SEED, TUNING_SPLITS = 5000, 2  # offset and number of the splits on which R4 chooses its rate
+TEACHER = 9  # the initialisation of a net that others learn from: not one of theirs
 
 
 def measure(
@@ -46,6 +48,7 @@ def measure(
     alphas: str,
     rates: str,
     target: str = "",
+    choose: str = "error",
 ) -> dict[str, list[dict]]:
     """The errors of `config.seeds` splits x `inits` initialisations.
 
@@ -62,10 +65,12 @@ def measure(
         "hermite<k>" (`regression.hermite_of_images`). Of a teacher: "" its own; "shuffled", in an order without
         meaning; "of:<merge>" or "of:<merge>:<m>", what a net with this merge has learned of it by the standard recipe
         at the config's rate, at the n training points and, to learn from as well, at m others.
+      choose: by what R4 chooses its rate on those splits: "error" at test points, or "train_error".
 
     Returns:
       {"rows": split, init, rung, alpha, error, train_error, steps, moved, rate}; what does not apply is nan, and an
-      error that is not finite or above `DIVERGED` is inf. Rows of the rung "tuning" are those of R4's choice.
+      error that is not finite or above `DIVERGED` is inf. Rows of the rung "tuning" are those of R4's choice, and those
+      of "teacher" have the training error of the net that the targets are of.
     """
     splits = range(config.seed, config.seed + config.seeds)
     data = [_task(config, target, test, split) for split in splits]
@@ -87,15 +92,22 @@ def measure(
     if set(rungs) & set("123"):
         _of_kernel(config, data, replicas, rungs, [float(word) for word in alphas.split(",")], add)
     if "4" in rungs:
-        _standard(config, target, test, replicas, data, [float(word) for word in rates.split(",")], add)
+        tuning = range(config.seed + TUNING_SEED, config.seed + TUNING_SEED + TUNING_SPLITS)
+        tasks = {split: _task(config, target, test, split) for split in tuning}
+        _standard(config, tasks, replicas, data, [float(word) for word in rates.split(",")], choose, add)
+    if target.startswith("of:"):
+        for split, one in zip(splits, data, strict=True):
+            own = regression.draw(config.dataset.name, config.dataset.train_size, test=test, seed=split).y_N
+            train_error = np.mean((one.y_N[: len(own), 0] - own) ** 2) / np.mean(own**2)
+            add((split, TEACHER), "teacher", one, np.full_like(one.test_y_M, np.nan), train_error=train_error)
     return {"rows": rows}
 
 
 _COLUMNS = ("alpha", "error", "train_error", "steps", "moved", "rate")
 
 
-def _standard(config, target: str, test: int, replicas, data, rates: list[float], add) -> None:
-    """R4, with the rate that did best on splits of its own."""
+def _standard(config, tasks: dict[int, Regression], replicas, data, rates: list[float], choose: str, add) -> None:
+    """R4, with the rate that did best on splits of its own, `tasks`."""
     fit = Fit(config, *data[0].y_N.shape)
 
     def fitted(rung: str, one: Regression, where: tuple[int, int], rate: float) -> float:
@@ -103,11 +115,9 @@ def _standard(config, target: str, test: int, replicas, data, rates: list[float]
         outputs = np.nan_to_num(found.test, nan=np.inf)
         train_error = np.mean((found.train - one.y_N) ** 2) / np.mean(one.y_N**2)
         add(where, rung, one, outputs, train_error=train_error, rate=rate)
-        return np.mean((outputs - one.test_y_M) ** 2)
+        return train_error if choose == "train_error" else np.mean((outputs - one.test_y_M) ** 2)
 
-    tuning = range(config.seed + TUNING_SEED, config.seed + TUNING_SEED + TUNING_SPLITS)
-    tasks = {split: _task(config, target, test, split) for split in tuning}
-    errors = {rate: np.mean([fitted("tuning", tasks[s], (s, 0), rate) for s in tuning]) for rate in rates}
+    errors = {rate: np.mean([fitted("tuning", task, (s, 0), rate) for s, task in tasks.items()]) for rate in rates}
     best = min(rates, key=lambda rate: np.nan_to_num(errors[rate], nan=np.inf))
     for s, i in replicas:
         fitted("R4", data[s], (config.seed + s, i), best)
@@ -147,6 +157,8 @@ def _of_kernel(config, data: Sequence[Regression], replicas, rungs: str, alphas:
             if alpha == 1 and "2" in rungs:
                 words = {"rate": rates[r], "momentum": MOMENTUM, "steps": steps}
                 train, outputs = lazy.linearised(kernels[r], data[s].y_N, **words)
+                if not np.isfinite(learned.train_loss[r]):  # it took the steps until the net overflowed
+                    outputs = np.full_like(outputs, np.inf)
                 error = np.mean((train - data[s].y_N) ** 2) / powers[r]
                 add(where(s, i), "R2", data[s], outputs, train_error=error, steps=steps, rate=rates[r])
 
@@ -165,7 +177,7 @@ def _task(config: ConfigDict, target: str, test: int, split: int) -> Regression:
         return drawn._replace(y_N=y_NxC, test_y_M=test_y_MxC)
     images = dataset.load(_whole(config.dataset))
     n = config.dataset.train_size
-    index = subsets.stratified_order(images.train.labels_N, split)[: n + test]
+    index = _chosen(images.train.labels_N, n + test, split)
     x = images.train.images_NxHxWxC[index].reshape(n + test, -1) / 255.0
     x = x - np.mean(images.train.images_NxHxWxC, 0).ravel() / 255.0
     x = np.sqrt(x.shape[1]) * x / np.linalg.norm(x, axis=1, keepdims=True)
@@ -173,12 +185,21 @@ def _task(config: ConfigDict, target: str, test: int, split: int) -> Regression:
     return Regression(x[:n], y[:n], x[n:], y[n:])
 
 
+def _chosen(labels_M: np.ndarray, size: int, split: int) -> np.ndarray:
+    """The images of a split, whose pool is not that of the splits on which R4 chooses its rate. Raises ConfigError."""
+    if 2 * size > len(labels_M):
+        raise ConfigError(f"{size} images of a split and as many to choose rates on: there are {len(labels_M)}")
+    order = subsets.stratified_order(labels_M, 0)
+    pool = order[-size:] if split >= TUNING_SEED else order[:-size]
+    return pool[subsets.stratified_order(labels_M[pool], split)[:size]]
+
+
 def _learned(config: ConfigDict, merge: str, x: np.ndarray, y_NxC: np.ndarray, split: int) -> np.ndarray:
     """What a net with this merge, trained on the first n points, says at all of them."""
     config = ConfigDict(config.to_dict())
     config.model.merge = merge
     n = len(y_NxC)
-    return Fit(config, n, y_NxC.shape[1])(x[:n], y_NxC, x, _seed(split, 0)).test
+    return Fit(config, n, y_NxC.shape[1])(x[:n], y_NxC, x, _seed(split, TEACHER)).test
 
 
 def _whole(section: ConfigDict) -> ConfigDict:
