@@ -106,10 +106,9 @@ def interaction(wide: pd.DataFrame, high: str, low: str) -> pd.DataFrame:
 def laziness(D: pd.DataFrame) -> pd.DataFrame:
     """D of R3 by alpha, with intervals: SETTING, merge, alpha, mean, ci_low, ci_high, splits, pairs."""
     groups = D[D["rung"] == "R3"].groupby([*SETTING, "merge", "alpha"], sort=False)
-    names = [*SETTING, "merge", "alpha"]
     return pd.DataFrame(
-        [dict(zip(names, key, strict=True)) | interval(g.set_index(PAIR)["D"]) for key, g in groups]
-    ).sort_values(names, kind="stable")
+        [dict(zip(groups.keys, key, strict=True)) | interval(g.set_index(PAIR)["D"]) for key, g in groups]
+    )
 
 
 def interval(values: pd.Series) -> dict:

@@ -40,7 +40,7 @@ def decomposition(estimates: pd.DataFrame, path: str | os.PathLike) -> list[Path
     """The five steps and their sum, a panel per task at its first size, merges side by side."""
     rows = _first_size(estimates)
     rows = rows[rows["quantity"].isin(_STEPS)]
-    tasks, merges = _order(rows, "task"), _order(rows, "merge")
+    tasks, merges = sorted(_order(rows, "task")), _order(rows, "merge")
     figure, panels = _panels(len(tasks), 0.75 + 0.17 * len(_STEPS) * max(len(merges), 2) / 1.6, share=True)
     for axes, task in zip(panels, tasks, strict=False):
         for i, merge in enumerate(merges):
@@ -62,7 +62,7 @@ def decomposition(estimates: pd.DataFrame, path: str | os.PathLike) -> list[Path
 def laziness(curves: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     """D of the trained net by its laziness alpha, a panel per task at its first size."""
     rows = _first_size(curves)
-    tasks, merges = _order(rows, "task"), _order(rows, "merge")
+    tasks, merges = sorted(_order(rows, "task")), _order(rows, "merge")
     figure, panels = _panels(len(tasks), 2.2)
     for axes, task in zip(panels, tasks, strict=False):
         for merge in merges:
@@ -116,7 +116,7 @@ def interaction(contrast: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     sizes = contrast.iloc[0][["n", "blocks", "width"]]
     rows = contrast[(contrast[["n", "blocks", "width"]] == sizes).all(axis="columns")]
     merges, rungs = _order(rows, "merge"), sorted(rows["rung"].unique())
-    figure, (axes,) = _panels(1, 2.6, width=4.6)
+    figure, (axes,) = _panels(1, 2.6, width=5.6)
     for i, merge in enumerate(merges):
         one = rows[rows["merge"] == merge].set_index("rung").reindex(rungs)
         x = np.arange(len(rungs)) + (i - (len(merges) - 1) / 2) * 0.6 / len(merges)
