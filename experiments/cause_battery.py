@@ -62,7 +62,7 @@ ARMS = {
     "taught by that on 512 more points": Arm("mul", EXPRESSIVITY, OPTIMISATION, entries=_A_THIRD, target="of:mul:512"),
     "ReLU teacher": Arm("mul", "", OPTIMISATION, EXPRESSIVITY, task="relu10_width20"),
 }
-KNOWN = 0.05  # training error of a teacher whose outputs at its training points are the targets it was taught
+KNOWN = 0.05  # training error below which a net says at its training points what it was taught
 
 
 def table(rows: pd.DataFrame, reference: str = "reference") -> pd.DataFrame:
@@ -89,13 +89,14 @@ def table(rows: pd.DataFrame, reference: str = "reference") -> pd.DataFrame:
             row |= {"lost": int(D.isna().sum())} | {f"changed_{key}": np.nan for key in ("mean", "ci_low", "ci_high")}
             supports = ""
             if arm.metric == "train_error":  # whether both fit, not how the reference's test error changes
-                supports = arm.stays if cause.excludes_zero(effect) else arm.gone
+                apart = cause.excludes_zero(effect) and abs(effect["mean"]) > KNOWN
+                supports = arm.stays if apart else arm.gone
             elif name != reference and not base.empty:
                 changed = cause.interval((D - base).dropna())
                 row |= {f"changed_{key}": changed[key] for key in ("mean", "ci_low", "ci_high")}
                 of_teacher = teachers[(teachers["task"] == task) & (teachers["arm"] == name)]["train_error"]
                 if arm.target and arm.target.count(":") == 1 and of_teacher.median() < KNOWN:
-                    supports = "nothing: its targets are those of the reference"
+                    supports = "nothing: same targets"
                 else:
                     supports = _supports(arm, effect, changed, cause.interval(base.dropna()))
             out.append(row | {"supports": supports})
@@ -113,7 +114,7 @@ def _difference(rows: pd.DataFrame, arm: Arm) -> pd.Series:
 def _supports(arm: Arm, effect: dict, changed: dict, base: dict) -> str:
     """What an arm says, if the reference has a difference at all."""
     if not cause.excludes_zero(base):
-        return "nothing: the reference has no difference"
+        return "nothing: no difference"
     half = abs(base["mean"]) / 2
     same = effect["mean"] * base["mean"] > 0
     if not cause.excludes_zero(changed):

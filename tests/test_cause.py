@@ -280,7 +280,7 @@ def test_what_an_arm_supports():
     wide.loc[(wide["arm"] == "BatchNorm") & (wide["split"] < 2) & (wide["merge"] != "add"), "error"] += 0.4
     assert battery.table(wide).set_index("arm").loc["BatchNorm", "supports"] == "undecided"
     same = battery.table(battery_rows(**{"reference": 0.0, "BatchNorm": 0.0})).set_index("arm")
-    assert same.loc["BatchNorm", "supports"] == "nothing: the reference has no difference"
+    assert same.loc["BatchNorm", "supports"] == "nothing: no difference"
 
 
 def test_what_arms_of_their_own_kind_support():
@@ -299,7 +299,7 @@ def test_what_arms_of_their_own_kind_support():
     found = battery.table(pd.concat([rows, pd.DataFrame(teachers)])).set_index("arm")["supports"]
     assert found.to_dict() == {
         "reference": "", "ReLU teacher": "expressivity", "shuffled targets, training error": "expressivity",
-        "taught by the sum's net": "nothing: its targets are those of the reference",
+        "taught by the sum's net": "nothing: same targets",
         "taught by the product's net": "expressivity",
     }  # fmt: skip
     lacking = rows[~((rows["arm"] == "ReLU teacher") & (rows["merge"] == "add"))]

@@ -140,14 +140,16 @@ def battery(arms: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     """The effect of every arm with its interval and what it supports, a panel per task."""
     tasks, names = _order(arms, "task"), _order(arms, "arm")
     figure = new_figure(7.0, 0.9 + 0.24 * len(names))
-    panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
-    for axes, task in zip(panels, tasks, strict=True):
-        rows = arms[arms["task"] == task].set_index("arm").reindex(names)
-        for y, (_, row) in enumerate(rows.iterrows()):
+    grid = figure.subplots(1, 2 * len(tasks), sharey=True, squeeze=False, width_ratios=[1, 0.9] * len(tasks))[0]
+    for axes, words, task in zip(grid[::2], grid[1::2], tasks, strict=True):
+        rows = arms[arms["task"] == task].set_index("arm").reindex(names).dropna(subset=["merge"])
+        for arm, row in rows.iterrows():
+            y = names.index(arm)
             colour, marker = style(row["merge"])
             axes.plot([row["ci_low"], row["ci_high"]], [y, y], color=colour, linewidth=1.4)
             axes.plot(row["mean"], y, color=colour, marker=marker, markersize=5, **_EDGE)
-            axes.text(1.02, y, row["supports"], transform=axes.get_yaxis_transform(), va="center", fontsize=7)
+            words.text(0, y, row["supports"], transform=words.get_yaxis_transform(), va="center", fontsize=7)
+        words.axis("off")
         axes.axvline(0, color="black", linewidth=0.8)
         axes.grid(visible=False, axis="y")
         axes.set_yticks(range(len(names)), names)
