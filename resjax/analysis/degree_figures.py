@@ -50,7 +50,7 @@ def needed(table: pd.DataFrame, path: str | os.PathLike, level: float) -> list[P
 
     with matplotlib.rc_context(RC):
         merges, degrees = _order(table, "merge"), _order(table, "degree")
-        figure, (line,) = _grid(1, 2, width=5.2, share=True)
+        figure, (line,) = _grid(1, 2, width=6.4, share=True)
         top = 2 * table["samples"].replace(np.inf, np.nan).max()
         for axes, rung, name in zip(
             line, ("R0", "R4"), ("kernel, infinite width", "net, standard recipe"), strict=True
@@ -82,7 +82,7 @@ def speed(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     with matplotlib.rc_context(RC):
         table = table[table["mean"].notna()]
         merges, degrees = _order(table, "merge"), _order(table, "degree")
-        figure, (line,) = _grid(1, 2, width=5.2, share=True)
+        figure, (line,) = _grid(1, 2, width=6.4, share=True)
         for axes, (rule, name) in zip(line, RULES.items(), strict=True):
             for i, merge in enumerate(merges):
                 own = table[(table["rule"] == rule) & (table["merge"] == merge)]
