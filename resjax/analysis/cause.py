@@ -282,5 +282,6 @@ def _in_setting(one: pd.DataFrame, row: Mapping) -> str:
 
 
 def in_words(estimate: Mapping) -> str:
-    """A mean and its interval."""
-    return "{mean:+.3f} [{ci_low:+.3f}, {ci_high:+.3f}]".format(**estimate)
+    """A mean and its interval, if it has one."""
+    interval = "" if pd.isna(estimate["ci_low"]) else " [{ci_low:+.3f}, {ci_high:+.3f}]".format(**estimate)
+    return f"{estimate['mean']:+.3f}{interval}"
