@@ -4,7 +4,6 @@ import os
 import tempfile
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when NumPy is imported; test processes would contend for the cores
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling takes longer than running; programs that tests start too
 
 import jax
 

@@ -226,7 +226,7 @@ def test_the_highway_gate_starts_nearly_closed():
 def test_weights_are_those_of_the_librarys_he_init(shape):
     of_library = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
     drawn, expected = (init(jax.random.key(7), shape) for init in (he_init, of_library))
-    np.testing.assert_array_equal(drawn, expected)
+    np.testing.assert_array_max_ulp(drawn, expected, maxulp=4)  # another shape is vectorised otherwise
 
 
 def test_paired_inits_share_every_tensor_of_equal_shape():
