@@ -130,7 +130,7 @@ def looks(args: argparse.Namespace) -> dict[str, dict]:
     return {
         "density": {"probe": "density", "cells": core} | shared,
         "sharpness": {"probe": "sharpness", "cells": swept} | shared,
-        "surface": {"probe": "surface", "cells": planes, "points": args.points} | shared,
+        "surface": {"probe": "loss_surface", "cells": planes, "points": args.points} | shared,
         "interpolation": {"probe": "interpolation", "cells": core} | shared,
     }
 

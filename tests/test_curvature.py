@@ -21,7 +21,7 @@ from resjax.probes import objective
 from resjax.probes.curvature import EPS, LENGTHS, curvature, density, escape, krylov
 from resjax.probes.objective import Objective
 from resjax.probes.sharpness import sharpness
-from resjax.probes.slices import filter_normalised, interpolation, surface
+from resjax.probes.slices import filter_normalised, interpolation, loss_surface
 from resjax.probes.subject import Subject
 
 
@@ -312,7 +312,7 @@ def losses_of(at, variables):
 
 def test_the_middle_of_a_plane_is_the_net_itself(pair):
     at = pair[4]
-    plane = surface(at, points=3, reach=0.5).set_index(["a", "b"])["loss"]
+    plane = loss_surface(at, points=3, reach=0.5).set_index(["a", "b"])["loss"]
     assert len(plane) == 9 and plane[0, 0] == pytest.approx(losses_of(at, at.variables)[0], rel=1e-5)
     params = at.variables["params"]
     d = filter_normalised(jax.random.split(jax.random.fold_in(at.key, 1))[0], params)

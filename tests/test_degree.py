@@ -17,17 +17,8 @@ from resjax.training import step
 from resjax.training.regress import Fit
 
 
-def nodes():
-    return np.cos(np.pi * (np.arange(degrees.NODES) + 0.5) / degrees.NODES)
-
-
-def test_energy_of_polynomials_is_that_of_their_chebyshev_coefficients():
-    f = np.polynomial.chebyshev.chebval(nodes(), [5.0, 3.0, 0.0, 4.0])  # the constant counts nothing
-    want = np.zeros(degrees.DEGREES + 1)
-    want[[0, 2]] = 9 / 25, 16 / 25
-    np.testing.assert_allclose(degrees.energy(np.stack([f, -2 * f])), want, atol=1e-14)
-    beyond = np.polynomial.chebyshev.chebval(nodes(), np.eye(41)[40])
-    assert degrees.energy(beyond[None])[-1] == pytest.approx(1)
+def test_what_lies_beyond_is_told_together():
+    np.testing.assert_array_equal(degrees.told(np.arange(1.0, 64.0))[[0, 15, 16]], [1, 16, np.arange(17, 64).sum()])
 
 
 def net(merge, activation, **entries):

@@ -13,7 +13,6 @@ import os
 
 import numpy as np
 from ml_collections import ConfigDict
-from scipy.fft import dct
 
 from resjax.config import ConfigError
 from resjax.data import regression
@@ -22,6 +21,7 @@ from resjax.data.subsets import stream
 from resjax.ntk.empirical import empirical_ntk
 from resjax.ntk.frozen import frozen
 from resjax.ntk.infinite import merge_kernel
+from resjax.probes.degree import chebyshev_energy, chebyshev_nodes
 from resjax.theory.domains import hypercube
 from resjax.theory.eigenlearning import off_train, predict
 from resjax.training import step
@@ -72,23 +72,16 @@ def measure(
         if np.isfinite(found.test).all():  # of the last rule
             energies["trained"] = found.test[test:]
         for moment, values in energies.items():
-            of_degree = energy(np.asarray(values, float).reshape(lines, NODES))
+            of_degree = told(chebyshev_energy(np.asarray(values, float).reshape(lines, NODES)))
             out["energy"] += [
                 {"split": split, "moment": moment, "k": k, "energy": e} for k, e in enumerate(of_degree, 1)
             ]
     return out
 
 
-def energy(f_LxM: np.ndarray) -> np.ndarray:
-    """Share of the energy in degree 1, ..., `DEGREES`, and beyond, [DEGREES + 1], of functions on lines together.
-
-    Args:
-      f_LxM: values at the Chebyshev nodes cos(pi (m + 1/2) / M), of L functions.
-    """
-    c_LxM = dct(f_LxM, type=2, axis=1) / f_LxM.shape[1]
-    power_M = np.sum(c_LxM**2, 0)
-    shares = np.append(power_M[1 : DEGREES + 1], power_M[DEGREES + 1 :].sum())
-    return shares / shares.sum()
+def told(energy_K: np.ndarray) -> np.ndarray:
+    """Share of the energy in degree 1, ..., `DEGREES`, and beyond, [DEGREES + 1]."""
+    return np.append(energy_K[:DEGREES], energy_K[DEGREES:].sum())
 
 
 def predicted(merge: str, blocks: int, norm: str, d: int, degree: int, sizes: list[int]) -> np.ndarray:
@@ -103,7 +96,7 @@ def _on_lines(x_NxD: np.ndarray, lines: int, seed: int) -> np.ndarray:
     """Chebyshev nodes between pairs of points, [lines * NODES, D]."""
     rng = stream(seed, "lines")
     a, b = np.stack([rng.permutation(len(x_NxD))[:2] for _ in range(lines)], 1)
-    t_M = np.cos(np.pi * (np.arange(NODES) + 0.5) / NODES)[:, None]
+    t_M = chebyshev_nodes(NODES)[:, None]
     middle_LxD, half_LxD = (x_NxD[a] + x_NxD[b]) / 2, (x_NxD[b] - x_NxD[a]) / 2
     return (middle_LxD[:, None] + t_M * half_LxD[:, None]).reshape(-1, x_NxD.shape[1])
 

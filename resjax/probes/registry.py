@@ -11,16 +11,20 @@ from collections.abc import Callable, Mapping
 import pandas as pd
 
 from resjax.probes.curvature import curvature, density
+from resjax.probes.degree import degree
+from resjax.probes.features import dimension
 from resjax.probes.gradients import gradients
 from resjax.probes.lesion import lesion
+from resjax.probes.lines import lines, mixing
 from resjax.probes.masks import masks
 from resjax.probes.outputs import outputs
 from resjax.probes.path_lengths import path_lengths
 from resjax.probes.propagation import propagation
 from resjax.probes.saturation import saturation
 from resjax.probes.sharpness import sharpness
-from resjax.probes.slices import interpolation, surface
+from resjax.probes.slices import interpolation, loss_surface
 from resjax.probes.subject import Subject
+from resjax.probes.surface import plane, smoothness
 
 # (seed -> replica, options of the probe) -> a tidy table with the column `seed`.
 Probe = Callable[..., pd.DataFrame]
@@ -52,7 +56,7 @@ PROBES: dict[str, Probe] = {
     "curvature": each(curvature),
     "density": each(density),
     "sharpness": each(sharpness),
-    "surface": first(surface),
+    "loss_surface": first(loss_surface),
     "interpolation": interpolation,
     "lesion": labelled(lesion),
     "paths": labelled(path_lengths),
@@ -61,4 +65,10 @@ PROBES: dict[str, Probe] = {
     "signal": each(lambda at: propagation(at.net, at.variables, at.x_BxHxWxC, at.key)),
     "gradients": gradients,
     "outputs": each(outputs),
+    "smoothness": each(smoothness),
+    "lines": each(lines),
+    "mixing": each(mixing),
+    "degree": each(degree),
+    "dimension": each(dimension),
+    "plane": first(plane),
 }

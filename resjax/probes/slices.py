@@ -20,7 +20,7 @@ from resjax.probes.objective import Objective
 from resjax.probes.subject import Subject
 
 
-def surface(at: Subject, *, points: int = 17, reach: float = 1.0) -> pd.DataFrame:
+def loss_surface(at: Subject, *, points: int = 17, reach: float = 1.0) -> pd.DataFrame:
     """The loss on a plane through the net that two random, filter-normalised directions span, on a square grid.
 
     A direction is Gaussian; each filter of it (the weights of one output channel) is scaled to the norm of the net's
