@@ -25,7 +25,8 @@ class Found:
     Attributes:
       args: the command line.
       outcomes: of the cells.
-      looks: name of a look -> its rows, with the columns `cell` (the label) and those of `tables.config_columns`.
+      looks: name of a look, or of a probe where one look asks several -> its rows, with the columns `cell` (the label)
+        and those of `tables.config_columns`.
       header: of the tables.
       console: to say the verdict on.
     """
@@ -88,7 +89,9 @@ def main(
             chosen = options.pop("cells", configs)
             todo = {o.label: (o.config, options) for o in outcomes if o.run_dir and o.label in chosen}
             measured = measuring.measure_all(todo, measure, name, args.workdir, console, launcher)
-            rows[name] = _together({label: pd.DataFrame(found["rows"]) for label, found in measured.items()}, outcomes)
+            for table in next(iter(measured.values()), {"rows": []}):
+                own = {label: pd.DataFrame(found[table]) for label, found in measured.items()}
+                rows[name if table == "rows" else table] = _together(own, outcomes)
             missing += len(chosen) - len(measured)
         if rows and all(table.empty for table in rows.values()):
             raise ConfigError("no run could be looked into; the reasons stand above")

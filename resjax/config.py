@@ -64,6 +64,7 @@ def base() -> ConfigDict:
     c.dataset.cache_dir = ""  # decoded arrays; "": $XDG_CACHE_HOME/resjax, else ~/.cache/resjax
 
     c.model = ConfigDict()
+    c.model.front = "none"  # before the stem: "stn" is a spatial transformer of the images (models/transformer.py)
     c.model.name = "resnet"  # CIFAR family (He et al. 2016), resnet18, or mlp for vector inputs
     c.model.merge = "add"
     c.model.depth = 8  # resnet: 6n+2; mlp: 2n+2 (n residual blocks); resnet18: 18
@@ -113,6 +114,7 @@ CHOICES = {
     "replicas": ("map", "vmap"),
     "dataset.labels": ("label", "coarse_label"),
     "dataset.augment": ("none", "crop", "crop_flip"),
+    "model.front": ("none", "stn"),
     "model.name": ("resnet", "resnet18", "mlp"),
     "model.norm": ("bn", "ln", "gn", "none"),
     "model.post_activation": ("none", "relu"),
@@ -355,7 +357,7 @@ _NOT_HASHED = (
     "deterministic",
 )
 # Entries younger than the first results: at these values, and probes at 0, they leave the names of runs as they were.
-_ADDED = {"probes.images": 256, "model.merge_blocks": 0}
+_ADDED = {"probes.images": 256, "model.merge_blocks": 0, "model.front": "none"}
 
 
 def _naming(config: ConfigDict) -> dict:

@@ -177,7 +177,7 @@ class Measure:
         names = ("asam", "sam", "box", "lambda_max", "trace", "loss")
         return [{"seed": s} | dict.fromkeys(names, config.batch_size + s) for s in self.seeds(config)]
 
-    def surface(self, config):
+    def loss_surface(self, config):
         grid = [(a, b) for a in (-1, 0, 1) for b in (-1, 0, 1)]
         return [{"seed": 0, "a": a, "b": b, "loss": 0.1 + a * a + b * b} for a, b in grid]
 
@@ -208,7 +208,7 @@ def test_a_study_writes_its_tables_figures_and_verdicts(study, capsys):
     words = ["--merges=add,mul,mul_bn1", "--swept=add,mul", "--planes=add", "--batch_sizes=16,128"]
     assert study(*words, measure=measure) == 0
     asked = pd.DataFrame(measure.calls, columns=["probe", "merge", "batch"]).groupby("probe").size().to_dict()
-    assert asked == {"density": 3, "sharpness": 4, "surface": 1, "interpolation": 3}
+    assert asked == {"density": 3, "sharpness": 4, "loss_surface": 1, "interpolation": 3}
     sharp = study.read("_sharpness").set_index(["merge", "batch_size", "seed"]).sort_index()
     assert set(sharp.index) == {(m, b, s) for m in ("add", "mul") for b in (16, 128) for s in range(m == "mul", 3)}
     assert sharp.loc[("add", 128, 1), ["asam", "error"]].tolist() == [129, pytest.approx(0.051)]

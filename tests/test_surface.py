@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from resjax import config as config_lib
+from resjax.analysis.surface_tables import effective_degree
 from resjax.config import ConfigError
 from resjax.models.build import build
 from resjax.probes import planes
@@ -167,6 +168,7 @@ def assert_degree(found, highest):
         energy = rows.set_index("k")["energy"]
         assert energy.sum() == pytest.approx(1)
         assert energy[energy.index > highest].sum() < 1e-11 < 1e-9 < energy[highest]
+        assert list(effective_degree(rows.assign(cell="a net", seed=0), 1 - 1e-10)) == [highest]
 
 
 def test_the_circle_passes_through_its_three_images():

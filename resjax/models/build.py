@@ -64,6 +64,7 @@ def build(model: ConfigDict, num_classes: int, *, dtype: str = "float32", axis_n
         activation=model.activation,
         head=model.head,
         vectors=model.name == "mlp",
+        front=model.front,
         dtype=compute,
     )
 

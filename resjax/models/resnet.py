@@ -1,6 +1,7 @@
 """Residual networks of feature maps or vectors, whose blocks join their two paths by a merge.
 
-Parameters are named stem, stage{i}_block{j}/{branch, shortcut, merge}, head. A norm called `out_norm` feeds the merge.
+Parameters are named transformer (where there is one), stem, stage{i}_block{j}/{branch, shortcut, merge}, head. A norm
+called `out_norm` feeds the merge.
 """
 
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from resjax.models.gates import MAPS, spatial_axes
 from resjax.models.layers import ACTIVATIONS
 from resjax.models.merges import Merge
+from resjax.models.transformer import SpatialTransformer
 
 
 class Branch(nn.Module):
@@ -142,6 +144,7 @@ class ResNet(nn.Module):
       other: the same of the blocks that don't have the merge.
       merge_blocks: how many have it, spread evenly; 0: all.
       vectors: flatten the input, and use dense layers throughout.
+      front: "stn": a spatial transformer of the images comes before all else; "none": nothing does.
     """
 
     stages: tuple[tuple[int, int, int], ...]
@@ -154,10 +157,13 @@ class ResNet(nn.Module):
     activation: str
     head: str
     vectors: bool
+    front: str
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        if self.front == "stn":
+            x = SpatialTransformer(self.dtype, name="transformer")(x)
         h = x.reshape(x.shape[0], -1) if self.vectors else x
         h = self.linear(self.stages[0][1], name="stem")(h)
         h = ACTIVATIONS[self.activation](self.norm(name="stem_norm")(h, train))

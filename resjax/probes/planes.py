@@ -47,7 +47,7 @@ def through(images_3xHxWxC: np.ndarray) -> Plane:
     first, length = _direction(b - a)
     along = np.vdot(first, c - a)
     second, height = _direction(c - a - along * first)
-    if not height > 1e-6 * max(length, abs(along)):
+    if not (length and height > 1e-6 * max(length, abs(along))):
         raise ConfigError("the three images lie on a line: choose images that differ")
     return Plane(a, np.stack([first, second]), np.array([[0, 0], [length, 0], [along, height]]))
 

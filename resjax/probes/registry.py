@@ -7,6 +7,7 @@ config.probes and in RANGES (resjax/config.py):
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import pandas as pd
 
@@ -25,6 +26,7 @@ from resjax.probes.sharpness import sharpness
 from resjax.probes.slices import interpolation, loss_surface
 from resjax.probes.subject import Subject
 from resjax.probes.surface import plane, smoothness
+from resjax.probes.symmetry import symmetry
 
 # (seed -> replica, options of the probe) -> a tidy table with the column `seed`.
 Probe = Callable[..., pd.DataFrame]
@@ -65,10 +67,13 @@ PROBES: dict[str, Probe] = {
     "signal": each(lambda at: propagation(at.net, at.variables, at.x_BxHxWxC, at.key)),
     "gradients": gradients,
     "outputs": each(outputs),
+    "outputs_mixes": each(partial(outputs, inputs="mixes")),
+    "outputs_noise": each(partial(outputs, inputs="noise")),
     "smoothness": each(smoothness),
     "lines": each(lines),
     "mixing": each(mixing),
     "degree": each(degree),
+    "symmetry": each(symmetry),
     "dimension": each(dimension),
     "plane": first(plane),
 }

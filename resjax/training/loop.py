@@ -25,6 +25,7 @@ from resjax.config import ConfigError
 from resjax.data import batches
 from resjax.data.dataset import Dataset, Split, load
 from resjax.models import build
+from resjax.models.transformer import check_images
 from resjax.training import history, hosts, optim, rundir, startup, step
 from resjax.training.checkpoint import Checkpoints
 from resjax.training.interrupt import Interrupted, StopSignals
@@ -73,11 +74,14 @@ def _prepare(config: ConfigDict) -> tuple[Dataset, step.Task, Replicas]:
 
 
 def make_task(config: ConfigDict, dataset: Dataset, axis_name: str | None = None) -> step.Task:
-    """What stays fixed during the run. Raises ConfigError if batch or crop are too large for the data.
+    """What stays fixed during the run. Raises ConfigError if batch, crop or net don't fit the data.
 
     `axis_name` is that of the axis over which pmap splits a batch; the net works nowhere else then.
     """
-    size, pixels = len(dataset.train.labels_N), min(dataset.train.images_NxHxWxC.shape[1:3])
+    images_NxHxWxC = dataset.train.images_NxHxWxC
+    size, pixels = len(images_NxHxWxC), min(images_NxHxWxC.shape[1:3])
+    if config.model.front == "stn":
+        check_images("config.model.front='stn'", images_NxHxWxC.shape)
     if config.dataset.crop_padding >= pixels:
         raise ConfigError(f"config.dataset.crop_padding={config.dataset.crop_padding}: the images have {pixels} pixels")
     steps = config.epochs * batches.steps_per_epoch(size, config.batch_size)

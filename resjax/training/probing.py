@@ -22,8 +22,7 @@ def subjects(
 
     Before training (`moment` is "init") BatchNorm's running statistics mean nothing; those of the images replace them.
     """
-    size = len(split.labels_N)
-    index = np.linspace(0, size - 1, min(images, size)).round().astype(int)
+    index = evenly(len(split.labels_N), images)
     x_BxHxWxC = batches.normalize(jnp.asarray(split.images_NxHxWxC[index]), task.mean_C, task.std_C)
     targets_BxK = jax.nn.one_hot(split.labels_N[index], task.num_classes)
     out = {}
@@ -33,6 +32,11 @@ def subjects(
             task.net, own, x_BxHxWxC, targets_BxK, step.LOSSES[task.config.loss.name], step.keys(seed)[3]
         )
     return out
+
+
+def evenly(size: int, count: int) -> np.ndarray:
+    """Positions of `count` of `size` examples, spread evenly; all if there are fewer."""
+    return np.linspace(0, size - 1, min(count, size)).round().astype(int)
 
 
 class Probing:
