@@ -80,17 +80,18 @@ def parse(p: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Na
 
 def datasets(text: str) -> list[str]:
     """The presets of a comma list. Raises ConfigError."""
-    return _chosen("--datasets", text, DATASETS)
+    return chosen("--datasets", text, DATASETS)
 
 
 def merges(text: str, registry: Mapping) -> list[str]:
     """`core`, `all` or a comma list of `resjax.models.merges.MERGES`. Raises ConfigError."""
     if text in ("core", "all"):
         return [name for name, merge in registry.items() if text == "all" or merge.core]
-    return _chosen("--merges", text, list(registry), "core, all, ")
+    return chosen("--merges", text, list(registry), "core, all, ")
 
 
-def _chosen(flag: str, text: str, allowed: list[str], more: str = "") -> list[str]:
+def chosen(flag: str, text: str, allowed: list[str], more: str = "") -> list[str]:
+    """The words of a comma list, all of which must be allowed; `more` is named beside these. Raises ConfigError."""
     names = list(dict.fromkeys(filter(None, (name.strip() for name in text.split(",")))))
     for name in names or [""]:
         if name not in allowed:

@@ -1,0 +1,178 @@
+"""Q9, Q11, Q25: what do the learned functions look like: smooth, of what degree, with which symmetries?
+
+  python -m experiments.surface --smoke
+  python -m experiments.surface --datasets=digits,mnist
+
+Trains the merges on each data set without any prior on the surface, and with priors (--arms): the preset's crops and
+flips, mixup, noise on the inputs, and a spatial transformer in front of the net. Every net is looked into on the same
+test images: its Jacobian, what it does on lines, circles and planes through images, its mixup gap, whether it keeps its
+answer under flip, shift, rotation and scale, the dimension of its features; and how far two seeds and two merges are
+apart as functions, on data, on mixtures and on noise. Logits are compared in units of their own spread, so that a net
+that is only surer of itself reads the same.
+
+The report card of a data set has the merges as columns and the readings as rows, with 95 % CIs over seeds, and the rank
+correlation (Kendall) of every reading with the test error over merges, within a prior. Intervals are not corrected for
+the number of readings.
+
+Writes OUT.csv (a row per net), OUT_card.csv, OUT_ranks.csv, OUT_priors.csv, the curves OUT_symmetry.csv,
+OUT_spectra.csv and OUT_gaps.csv, OUT_equivalence.csv, OUT_planes.csv and OUT_corners.csv; figures; and a page
+OUT_DATASET.html for each data set. Exit code 1: a cell failed; 2: bad input, in one line; 128 + n: stopped by signal n.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from ml_collections import ConfigDict
+
+from experiments import cells, measuring, study
+from resjax.analysis import surface_card, surface_figures, surface_page, surface_planes, surface_tables, tables
+from resjax.analysis.surface_tables import ARMS, BASELINE
+from resjax.analysis.surface_verdicts import verdicts
+from resjax.config import ConfigError
+
+MODULE = "experiments.surface"
+SMOKE = {
+    "merges": "add,mul_bn1", "arms": "plain,augment", "set": ["model.name=mlp"], "seeds": 2, "epochs": 3, "width": 8,
+    "images": 64, "out": "results/surface_smoke",
+}  # fmt: skip
+PLAIN = {"dataset.augment": "none", "dataset.mixup": 0.0, "dataset.noise": 0.0, "model.front": "none"}
+PRIORS = {  # prior -> entries
+    "plain": PLAIN,
+    "augment": {key: value for key, value in PLAIN.items() if key != "dataset.augment"},  # which the preset knows
+    "mixup": PLAIN | {"dataset.mixup": 1.0},
+    "noise": PLAIN | {"dataset.noise": 0.3},
+    "stn": PLAIN | {"model.front": "stn"},
+}
+AT_THE_END = {"eval_every": 10**6}  # the last epoch is always evaluated: test sets are larger than what is trained on
+READ = ("smoothness", "lines", "degree", "mixing", "symmetry", "dimension")  # probes
+INPUTS = {"data": "outputs", "mixes": "outputs_mixes", "noise": "outputs_noise"}  # on what nets are compared -> probe
+DRAWN = ("plain", "augment", "mixup")  # priors of the planes
+
+
+def main(
+    argv: Sequence[str] | None = None, train: cells.Train | None = None, measure: measuring.Measure | None = None
+) -> int:
+    """Runs the study; returns the exit code. `train` and `measure` replace the trainer and the measurement."""
+    p = cells.parser(MODULE, __doc__, SMOKE)
+    p.set_defaults(out="results/surface", seeds=6, width=8, train_size=1024, epochs=20, batch_size=64)
+    p.add_argument("--arms", default=",".join(ARMS), metavar="A,B", help=f"priors, of {', '.join(ARMS)}; all")
+    p.add_argument("--images", type=int, default=256, metavar="N", help="test images looked at; %(default)s")
+    return study.main(MODULE, argv, p, configurations, looks, report, train, measure)
+
+
+def configurations(args: argparse.Namespace) -> dict[str, ConfigDict]:
+    """Config of every cell, by its label "dataset, arm, merge"; always with "plain" and `add`. Raises ConfigError."""
+    from resjax.models.merges import MERGES
+
+    cells.refuse(args, PLAIN | AT_THE_END)
+    merges = dict.fromkeys([BASELINE, *cells.merges(args.merges, MERGES)])
+    return {
+        f"{dataset}, {arm}, {merge}": cells.config(args, dataset, merge, **PRIORS[arm], **AT_THE_END)
+        for dataset in cells.datasets(args.datasets)
+        for arm in arms(args)
+        for merge in merges
+    }
+
+
+def arms(args: argparse.Namespace) -> list[str]:
+    """The priors, "plain" first. Raises ConfigError."""
+    return list(dict.fromkeys(["plain", *cells.chosen("--arms", args.arms, list(ARMS))]))
+
+
+def looks(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """What is asked of every finished run; distances between nets of those without a prior, planes of `DRAWN`."""
+    shared = {"images": args.images, "split": "test", "moments": "trained"}
+    arm_of = {label: label.split(", ")[1] for label in configurations(args)}
+    plain = [label for label, arm in arm_of.items() if arm == "plain"]
+    drawn = [label for label, arm in arm_of.items() if arm in DRAWN]
+    return {
+        "readings": {"probe": ",".join(READ)} | shared,
+        "outputs": {"probe": ",".join(INPUTS.values()), "cells": plain} | shared,
+        "plane": {"probe": "plane", "points": 33, "cells": drawn} | shared,
+    }
+
+
+def report(found: study.Found) -> list[Path]:
+    """Prints the verdicts, and writes the tables, the figures and the pages."""
+    if set(READ) - set(found.looks):
+        raise ConfigError("no net could be looked into; the reasons stand above")
+    nets = surface_tables.per_net(found.nets, {name: found.looks[name] for name in READ})
+    written = {
+        "": nets,
+        "_card": surface_tables.card(nets),
+        "_ranks": surface_tables.ranks(nets),
+        "_priors": surface_tables.priors(nets),
+        "_symmetry": surface_tables.symmetry_curves(found.looks["symmetry"]),
+        "_spectra": surface_tables.spectra(found.looks["degree"]),
+        "_gaps": surface_tables.gaps(found.looks["mixing"]),
+        "_equivalence": surface_tables.equivalence({inputs: found.looks[probe] for inputs, probe in INPUTS.items()}),
+        "_planes": surface_tables.planes(found.looks["plane"]),
+        "_corners": corners(found),
+    }
+    said = dict(verdicts(nets, *(written[name] for name in ("_card", "_ranks", "_priors", "_symmetry"))))
+    for what, sentence in said.items():
+        found.console.print(f"\n{what}: {sentence}", markup=False, highlight=False)
+    out, header = found.args.out, found.header | said
+    paths = [tables.write_csv(table, f"{out}{suffix}.csv", header) for suffix, table in written.items() if len(table)]
+    return paths + drawn(written, out, said, found.header)
+
+
+def corners(found: study.Found) -> pd.DataFrame:
+    """The three test images that span the plane of each data set, in their true colours, a row per pixel and channel.
+
+    Columns: dataset, corner (0, 1, 2), x, y (`resjax.probes.planes`), label, row, column, channel, value (0 to 255).
+    """
+    from resjax.data import batches, dataset
+    from resjax.probes import planes, surface
+    from resjax.training.probing import evenly
+
+    rows = []
+    for name, of_set in surface_tables.labelled(found.looks["plane"]).groupby("dataset", sort=False):
+        config = next(o.config for o in found.outcomes if o.label == of_set["cell"].iloc[0])
+        data = dataset.load(config.dataset)
+        seen = data.test.take(evenly(len(data.test.labels_N), found.args.images))
+        three = seen.take(surface.corners(seen.labels_N))
+        normalised = np.asarray(batches.normalize(three.images_NxHxWxC, data.mean_C, data.std_C))
+        xy_3x2 = planes.through(normalised).corners_3x2
+        where = (axis.ravel() for axis in np.indices(three.images_NxHxWxC.shape))
+        pixels = pd.DataFrame(dict(zip(("corner", "row", "column", "channel"), where, strict=True)))
+        own = {"dataset": name, "x": xy_3x2[pixels["corner"], 0], "y": xy_3x2[pixels["corner"], 1]}
+        own |= {"label": three.labels_N[pixels["corner"]], "value": three.images_NxHxWxC.ravel()}
+        rows.append(pixels.assign(**own))
+    return pd.concat(rows, ignore_index=True)
+
+
+def drawn(written: dict[str, pd.DataFrame], out: str, said: dict[str, str], header: dict[str, str]) -> list[Path]:
+    """The figures of these tables, and the pages."""
+    shared = {}
+    if len(written["_priors"]):
+        shared["priors"] = surface_figures.priors(written["_priors"], f"{out}_priors")
+    if len(written["_ranks"]):
+        shared["common"] = surface_figures.common(written["_ranks"], f"{out}_common")
+    of_set = {
+        "card": partial(surface_card.card, *(written[name] for name in ("_card", "_ranks", "_planes", "_corners"))),
+        "planes": partial(surface_planes.planes, written["_planes"], written["_corners"]),
+        "symmetry": partial(surface_figures.symmetries, written["_symmetry"]),
+        "spectra": partial(surface_figures.spectra, written["_spectra"]),
+        "gaps": partial(surface_figures.gaps, written["_gaps"]),
+        "equivalence": partial(surface_figures.equivalences, written["_equivalence"]),
+    }
+    paths = [path for files in shared.values() for path in files]
+    for dataset in dict.fromkeys(written["_card"]["dataset"]):
+        own = {name: draw(f"{out}_{dataset}_{name}", dataset) for name, draw in of_set.items()}
+        images = {name: files[0] for name, files in (shared | own).items()}
+        page = surface_page.write(
+            f"{out}_{dataset}.html", dataset, said, written["_card"], written["_ranks"], images, header
+        )
+        paths += [*(path for files in own.values() for path in files), page]
+    return paths
+
+
+if __name__ == "__main__":
+    sys.exit(main())

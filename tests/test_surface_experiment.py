@@ -1,0 +1,172 @@
+"""The surface study: its readings, ranks and verdicts on made-up nets, and a tiny run of the whole."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments import cells
+from experiments import surface as study
+from resjax.analysis import surface_tables, surface_verdicts
+from resjax.analysis.surface_tables import READINGS
+
+MERGES = ["add", "mul", "gate_sig"]
+SEEDS = range(4)
+
+
+def parsed(*argv):
+    """The command line as the study would see it."""
+    seen = []
+
+    def stop(args):
+        seen.append(args)
+        raise cells.ConfigError("enough")
+
+    original, study.configurations = study.configurations, stop
+    try:
+        assert study.main(argv) == 2
+    finally:
+        study.configurations = original
+    return seen[0]
+
+
+def made_up(value, arms=("plain", "augment"), datasets=("digits", "mnist")):
+    """A row per net; `value(merge, arm, seed, dataset, error)` is every reading."""
+    rng, rows = np.random.default_rng(0), []
+    for dataset in datasets:
+        for arm in arms:
+            for m, merge in enumerate(MERGES):
+                for seed in SEEDS:
+                    error = 0.1 + 0.1 * m + 0.001 * rng.random()
+                    reading = value(m, arm, seed, dataset, error)
+                    about = {"cell": f"{dataset}, {arm}, {merge}", "seed": seed, "dataset": dataset, "merge": merge}
+                    about |= {"train_size": 64, "depth": 8, "width": 8, "status": "done", "epoch": 3, "arm": arm}
+                    about |= {"parameters": 10, "train_loss": rng.random(), "train_accuracy": 1.0}
+                    rows.append(about | dict.fromkeys(READINGS, reading) | {"error": error})
+    return pd.DataFrame(rows)
+
+
+def test_every_prior_changes_what_it_should():
+    args = parsed("--datasets=digits,mnist", "--merges=add,mul")
+    found = study.configurations(args)
+    assert len(found) == 2 * 5 * 2 and next(iter(found)) == "digits, plain, add"
+    plain, augment, mixup, noise, stn = (found[f"mnist, {arm}, mul"] for arm in surface_tables.ARMS)
+    assert (plain.dataset.augment, plain.dataset.mixup, plain.dataset.noise) == ("none", 0, 0)
+    assert plain.model.front == "none"
+    assert (augment.dataset.augment, augment.dataset.crop_padding) == ("crop", 2)
+    assert mixup.dataset.mixup == 1 and noise.dataset.noise == 0.3 and stn.model.front == "stn"
+    for other in (mixup, noise, stn):
+        assert other.dataset.augment == "none"
+
+
+@pytest.mark.parametrize("flag", ["--set=dataset.mixup=1", "--set=model.front=stn", "--arms=none,mixup"])
+def test_what_the_study_decides_is_refused(flag, tmp_path, capsys):
+    assert study.main([flag, f"--workdir={tmp_path}"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_distances_are_asked_of_nets_without_a_prior():
+    asked = study.looks(parsed("--merges=add", "--images=32"))
+    assert asked["outputs"]["cells"] == ["digits, plain, add"]
+    assert asked["plane"]["cells"] == [f"digits, {arm}, add" for arm in study.DRAWN]
+    assert all(options["images"] == 32 and options["split"] == "test" for options in asked.values())
+
+
+def test_readings_are_means_over_what_was_looked_at():
+    keys = {"cell": "digits, plain, add", "seed": 0}
+    nets = made_up(lambda *_: 0).iloc[:1].assign(OA=0.9).drop(columns=[*READINGS, "arm"])
+    looks = {
+        "smoothness": [{"jacobian": 1, "jacobian_logits": 2}, {"jacobian": 3, "jacobian_logits": 4}],
+        "lines": [{"curvature": c, "back": 0.1, "regions": c, "third": 0} for c in (2, 5)],
+        "degree": [
+            {"path": path, "k": k, "energy": e}
+            for path, energies in {"line": [0.9, 0.08, 0.02], "circle": [0.5, 0.5, 0]}.items()
+            for k, e in enumerate(energies, 1)
+        ],
+        "mixing": [{"mix": 0, "gap": 0.0}, {"mix": 1, "gap": 0.3}],
+        "symmetry": [
+            {"transformation": t, "amount": a, "consistency": c}
+            for t, a, c in [("flip", 0, 1), ("flip", 1, 0.2), ("scale", 0.5, 0.4), ("scale", 1, 1), ("scale", 2, 0.6)]
+        ],
+        "dimension": [{"features": 7.0, "images": 3.0}],
+    }
+    found = surface_tables.per_net(nets, {name: pd.DataFrame(rows).assign(**keys) for name, rows in looks.items()})
+    want = {
+        "error": 0.1, "jacobian": 2, "jacobian_logits": 3, "curvature": 3.5, "back": 0.1, "regions": 3.5, "third": 0,
+        "degree": 1.12, "frequency": 1.5, "degree_99": 3, "gap": 0.15, "flip": 0.2, "scale": 0.5, "dimension": 7,
+    }  # fmt: skip
+    assert found.loc[0, list(want)].to_dict() == pytest.approx(want)
+    assert (found.loc[0, "arm"], found.loc[0, "dataset"]) == ("plain", "digits")
+    assert found[["shift", "rotation"]].isna().all(axis=None)
+
+
+def test_the_effective_degree_holds_the_share_asked_for():
+    energy = pd.DataFrame({"cell": "a", "seed": 0, "k": [3, 1, 2], "energy": [0.5, 0.3, 0.2]})
+    degrees = [surface_tables.effective_degree(energy, share).iloc[0] for share in (0.2, 0.4, 0.6)]
+    assert degrees == [1, 2, 3]
+
+
+def test_the_race_finds_a_reading_that_is_the_error_and_its_opposite():
+    nets = made_up(lambda m, arm, seed, dataset, error: -error)
+    nets["curvature"] = nets["error"]
+    found = surface_tables.ranks(nets).set_index(["dataset", "reading"])
+    for dataset, n in {"digits": 6, "mnist": 6, "all": 12}.items():
+        assert found.loc[(dataset, "curvature"), ["tau", "n"]].tolist() == [1, n]
+        assert found.loc[(dataset, "gap"), "tau"] == -1
+    alone = surface_tables.ranks(nets[nets["dataset"] == "digits"])
+    assert set(alone["dataset"]) == {"digits"}
+    assert surface_tables.ranks(nets[nets["merge"] == "add"]).empty
+
+
+def test_a_prior_is_paired_by_merge_and_seed():
+    def value(m, arm, seed, dataset, error):
+        return 10.0 * m + seed + (0.5 if arm == "augment" else 0)
+
+    found = surface_tables.priors(made_up(value)).set_index(["dataset", "arm", "reading"])
+    row = found.loc[("digits", "augment", "gap")]
+    assert row[["mean", "ci_low", "ci_high", "n"]].tolist() == [0.5, 0.5, 0.5, 3]
+    assert row["relative"] == pytest.approx(0.5 / 11.5)
+    assert set(found.index.get_level_values("arm")) == {"augment"}
+    assert surface_tables.priors(made_up(value, arms=("augment",))).empty
+
+
+def test_the_card_compares_with_add_within_a_prior():
+    found = surface_tables.card(made_up(lambda m, arm, seed, dataset, error: m + (arm == "augment")))
+    row = found.set_index(["dataset", "arm", "reading", "merge"]).loc[("mnist", "augment", "degree", "gate_sig")]
+    assert row[["n", "mean", "pairs", "difference"]].tolist() == [4, 3, 4, 2]
+
+
+def said(nets):
+    card, ranked, priors = surface_tables.card(nets), surface_tables.ranks(nets), surface_tables.priors(nets)
+    curve = pd.DataFrame({"dataset": "digits", "arm": "plain", "merge": "add", "mean": [1, 0.25]})
+    curve = curve.assign(transformation="shift", amount=[0, 2])
+    return dict(surface_verdicts.verdicts(nets, card, ranked, priors, curve))
+
+
+def test_verdicts_tell_what_is_common_to_all_sets():
+    def value(m, arm, seed, dataset, error):
+        return error if dataset == "digits" else -error
+
+    nets = made_up(value)
+    nets["gap"] = nets["error"]
+    nets.loc[(nets["dataset"] == "mnist") & (nets["merge"] == "mul"), "status"] = "diverged"
+    found = said(nets)
+    assert "mixup gap +1.00 [+1.00, +1.00]" in found["Q9, common to all sets"]
+    assert "curvature on lines" in found["Q9, common to all sets"].partition("of opposite sign")[2]
+    assert "mul: test error +, mixup gap + | gate_sig" in found["Q9, common to all sets"]
+    assert "mnist augment mul 4" in found["nets"] and "digits plain 12 of 12" in found["nets"]
+    assert "mixup gap: above mul, gate_sig" in found["Q9, digits"]
+    assert "shift 2: 25" in found["Q25, digits"]
+
+
+def test_verdicts_tell_what_a_prior_changes():
+    nets = made_up(lambda m, arm, seed, dataset, error: 2.0 if arm == "plain" else 1.0 + 0 * m)
+    nets["gap"] = np.random.default_rng(0).normal(size=len(nets))
+    text = said(nets)["Q11, digits, augment"]
+    assert "less: " in text and "mean degree on lines -50 % [-50, -50]" in text
+    assert "mixup gap" in text.partition("not distinguishable")[2]
+    assert "augment changes (points)" in said(nets)["Q25, digits"]
+
+
+def test_one_set_alone_has_nothing_in_common():
+    nets = made_up(lambda m, arm, seed, dataset, error: error, datasets=("digits",))
+    assert "one data set alone" in said(nets)["Q9, common to all sets"]
