@@ -1,11 +1,15 @@
 """The surface study: its readings, ranks and verdicts on made-up nets, and a tiny run of the whole."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+from fake_runs import write_run
 
-from experiments import cells
+from experiments import cells, measuring
 from experiments import surface as study
+from resjax import config as config_lib
 from resjax.analysis import surface_tables, surface_verdicts
 from resjax.analysis.surface_tables import READINGS
 
@@ -170,3 +174,93 @@ def test_verdicts_tell_what_a_prior_changes():
 def test_one_set_alone_has_nothing_in_common():
     nets = made_up(lambda m, arm, seed, dataset, error: error, datasets=("digits",))
     assert "one data set alone" in said(nets)["Q9, common to all sets"]
+
+
+# --- The study --------------------------------------------------------------------------------------------------
+LOST = ("augment", "mul", 1)  # diverged
+
+
+def train(config, workdir) -> Path:
+    run_dir = Path(workdir) / f"{config.name}-{config_lib.hash8(config)}"
+    if not (run_dir / "status.json").exists():
+        worse = 0.1 * MERGES.index(config.model.merge)
+        seeds = range(config.seed, config.seed + config.seeds)
+        lost = {LOST[2]: 2} if (arm_of(config), config.model.merge) == LOST[:2] else {}
+        write_run(config, Path(workdir), {s: 0.9 - worse - 0.01 * s for s in seeds}, lost)
+    return run_dir
+
+
+def arm_of(config):
+    return "plain" if config.dataset.augment == "none" else "augment"
+
+
+def measure(config, workdir, *, probe, images, split, moments, points=0):
+    """Stands in for resjax.probes.of_run.measure."""
+    assert (images, split, moments) == (256, "test", "trained")
+    arm, merge, found = arm_of(config), config.model.merge, {name: [] for name in probe.split(",")}
+    for seed in range(config.seed, config.seed + config.seeds):
+        if (arm, merge, seed) == LOST:
+            continue
+        rng = np.random.default_rng([seed, MERGES.index(merge), arm == "plain"])
+        value = float(1 + MERGES.index(merge) + 0.1 * rng.random())
+        for name in found:
+            if name != "plane" or seed == config.seed:
+                found[name] += [row | {"seed": seed, "moment": moments} for row in looked(name, value, rng)]
+    return found if len(found) > 1 else {"rows": found[probe]}
+
+
+def looked(name, value, rng):
+    if name == "smoothness":
+        return [{"image": 0, "jacobian": value, "jacobian_logits": value}]
+    if name == "lines":
+        return [{"curvature": value, "back": value / 10, "regions": value, "third": value / 20}]
+    if name == "degree":
+        return [{"path": p, "k": k, "energy": 2.0**-k} for p in ("line", "circle") for k in range(1, 20)]
+    if name == "mixing":
+        return [{"mix": mix, "gap": value * mix * (1 - mix)} for mix in (0, 0.5, 1)]
+    if name == "symmetry":
+        amounts = {"flip": (0, 1), "shift": (0, 1), "rotation": (0, 90), "scale": (0.5, 1)}
+        same = {(t, a) for t, a in surface_tables.SYMMETRIES.items()}
+        return [
+            {"transformation": t, "amount": a, "consistency": 1 if (t, a) in same else 1 / (1 + value)}
+            for t, of in amounts.items()
+            for a in of
+        ]
+    if name == "dimension":
+        return [{"features": value, "images": 9.0}]
+    if name == "plane":
+        axis = np.linspace(-5, 25, 5)
+        return [{"x": x, "y": y, "label": int(x > 5), "margin": 0.5} for x in axis for y in axis]
+    p_IxK = rng.dirichlet([0.3] * 3, 6)
+    return [{"image": i, "label": 0} | {f"p{k}": p for k, p in enumerate(row)} for i, row in enumerate(p_IxK)]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    path = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cells.figures, "curves", lambda run_dir: None)
+        patch.setattr(measuring, "workers", lambda: 1)
+        words = ["--seeds=3", f"--merges={','.join(MERGES)}", "--arms=augment"]
+        assert study.main([*words, f"--workdir={path / 'runs'}", f"--out={path / 'out'}"], train, measure) == 0
+    return path / "out"
+
+
+def test_a_study_writes_its_tables(out):
+    read = {name: pd.read_csv(f"{out}{name}.csv", comment="#") for name in ("", "_card", "_equivalence", "_corners")}
+    assert len(read[""]) == 2 * 3 * 3 and set(read["_card"]["reading"]) == set(READINGS)
+    mul = read["_card"].set_index(["arm", "reading", "merge"]).loc[("augment", "curvature", "mul")]
+    assert mul[["n", "diverged"]].tolist() == [2, 1]
+    assert set(read["_equivalence"]["inputs"]) == {"data", "mixes", "noise"}
+    assert set(read["_equivalence"]["arm"]) == {"plain"}
+    corners = read["_corners"]
+    assert len(corners) == 3 * 64 and corners.groupby("corner")["label"].first().nunique() == 3
+    assert corners.loc[0, ["x", "y"]].tolist() == [0, 0] and corners["value"].between(0, 255).all()
+
+
+def test_figures_and_a_page_are_made_and_say_what_was_found(out):
+    for name in ("priors", "common", *(f"digits_{n}" for n in ("card", "planes", "symmetry", "spectra", "gaps"))):
+        assert all(Path(f"{out}_{name}{suffix}").stat().st_size > 1000 for suffix in (".png", ".pdf"))
+    page = Path(f"{out}_digits.html").read_text()
+    header = [line for line in Path(f"{out}.csv").read_text().splitlines() if line.startswith("# Q9, digits: ")]
+    assert "mixup gap" in header[0] and "Q9, digits" in page and page.count("data:image/png") == 8
