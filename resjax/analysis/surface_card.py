@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from resjax.analysis import figures
+from resjax.analysis import race as race_
 from resjax.analysis.surface_planes import class_looks, draw_heading, draw_regions, draw_thumbnail, look_of
 from resjax.analysis.surface_style import (
     ARM_LOOKS,
@@ -155,14 +156,17 @@ def _label(reading: Reading) -> str:
 
 def _tau(figure: "Figure", left: float, top: float, row: pd.Series) -> None:
     if np.isfinite(row["tau"]):
-        weight = "bold" if row["tau_low"] > 0 or row["tau_high"] < 0 else "normal"
+        clear = row["tau_low"] > 0 or row["tau_high"] < 0
+        weight = "bold" if clear and row["n"] >= race_.ENOUGH else "normal"
         text_at(figure, left, top, tau_words(row, "\n"), fontweight=weight)
 
 
 def _race_words(taus: pd.DataFrame) -> str:
     if taus.empty:
         return ""
-    return f"Kendall's tau\nwith test error,\n{taus['n'].max():.0f} configurations;\nbold where its CI\nexcludes 0"
+    n = taus["n"].max()
+    rule = "bold where its CI\nexcludes 0" if n >= race_.ENOUGH else "too few for\na claim"
+    return f"Kendall's tau\nwith test error,\n{n:.0f} configurations;\n{rule}"
 
 
 def _note(table: pd.DataFrame, arms: Sequence[str]) -> str:
