@@ -1,4 +1,4 @@
-"""The direction of imports: config, theory < data, models < training, ntk, probes < analysis < main, experiments."""
+"""The direction of imports: config < data, models < training, ntk, probes < analysis < main, explore, experiments."""
 
 import ast
 import subprocess
@@ -13,7 +13,7 @@ LAYERS = [
     {"resjax.data", "resjax.models"},
     {"resjax.training", "resjax.ntk", "resjax.probes"},
     {"resjax.analysis"},
-    {"resjax.main", "resjax.command_line", "experiments", "configs"},
+    {"resjax.main", "resjax.command_line", "resjax.explore", "experiments", "configs"},
 ]
 FILES = [path for top in ("resjax", "experiments", "configs") for path in sorted((ROOT / top).rglob("*.py"))]
 

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from resjax.config import ConfigError
-from resjax.probes.gate_points import apply_with_gates
+from resjax.models.merges import Merge
+from resjax.probes.gate_points import Around, apply_with_gates
 from resjax.probes.subject import Subject
 
 
@@ -49,13 +50,25 @@ def _masks(net: nn.Module, variables: dict, x: jax.Array) -> OrderedDict[str, tu
     for name, point in points.items():
         if point.f.ndim != 4:
             raise ConfigError(f"a mask is of maps [B, H, W, C]; at {name} they have the shape {point.f.shape}")
-        gates = merges[name].gates if merges[name] else ()
-        gate = gates[-1].value(getattr(point, gates[-1].of)) if gates else jnp.abs(point.f)
-        wide = jnp.promote_types(gate.dtype, jnp.float32)  # means of bfloat16 lose digits, and pandas does not know it
-        mask_BxHxW = jnp.broadcast_to(jnp.mean(gate, -1, dtype=wide), point.f.shape[:-1])
-        ink_BxHxW = jax.image.resize(jnp.mean(x, -1, dtype=wide), mask_BxHxW.shape, "linear")
+        mask_BxHxW = mask(point, merges[name])
+        ink_BxHxW = jax.image.resize(jnp.mean(x, -1, dtype=mask_BxHxW.dtype), mask_BxHxW.shape, "linear")
         found[name] = mask_BxHxW, ink_BxHxW
     return found
+
+
+def factor(point: Around, merge: Merge | None) -> jax.Array:
+    """What the other path is multiplied by at a point: the gate, or |f| where `merge` declares none.
+
+    Of several gates the last, which is of f or m. It broadcasts against f [B, ..., C].
+    """
+    gates = merge.gates if merge else ()
+    gate = gates[-1].value(getattr(point, gates[-1].of)) if gates else jnp.abs(point.f)
+    return gate.astype(jnp.promote_types(gate.dtype, jnp.float32))  # means of bfloat16 lose digits, pandas lacks it
+
+
+def mask(point: Around, merge: Merge | None) -> jax.Array:
+    """The mean of `factor` over channels, [B, H, W] of maps [B, H, W, C]."""
+    return jnp.broadcast_to(jnp.mean(factor(point, merge), -1), point.f.shape[:-1])
 
 
 def costs(net: nn.Module, shape: tuple[int, ...]) -> dict[str, float]:
