@@ -24,8 +24,8 @@ from resjax import main
 from resjax.analysis import figures, report  # noqa: F401
 from resjax.training import loop, progress, startup  # noqa: F401
 
-EPOCHS = 120
-KILLED = 90  # the last kill comes before this epoch is over
+EPOCHS = 60
+KILLED = 45  # the last kill comes before this epoch is over
 PAUSE = 0.02  # seconds after each epoch: time to kill in
 ARGUMENTS = [
     "--config=configs/mul_bn1.py", f"--config.epochs={EPOCHS}", "--config.seeds=2", "--config.model.name=mlp",

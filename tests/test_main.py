@@ -11,7 +11,10 @@ from resjax import command_line
 from resjax.config import ConfigError
 
 ROOT = Path(__file__).parents[1]
-TINY = ["--config.epochs=1", "--config.seeds=2", "--config.model.name=mlp", "--config.dataset.train_size=128"]
+TINY = [
+    "--config.epochs=1", "--config.seeds=2", "--config.model.name=mlp", "--config.model.depth=4",
+    "--config.dataset.train_size=128",
+]  # fmt: skip
 
 
 def run(workdir, *arguments, cwd=ROOT):

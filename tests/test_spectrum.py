@@ -74,10 +74,10 @@ def test_bad_kernels_get_one_line(change, message):
 
 @pytest.fixture(scope="module")
 def trained_kernel(tmp_path_factory):
-    """Kernel [24, 24, 10, 10] of a product ResNet after an epoch on digits, and its targets; also how it began."""
+    """Kernel [24, 24, 10, 10] of a product net after five epochs on digits, and its targets; also how it began."""
     config = base.base()
-    config.model.update({"merge": "mul_bn1", "width": 4})
-    config.update({"seeds": 1, "epochs": 1, "batch_size": 128})
+    config.model.update({"name": "mlp", "merge": "mul_bn1", "depth": 4, "width": 32})
+    config.update({"seeds": 1, "epochs": 5, "batch_size": 128})
     workdir = tmp_path_factory.mktemp("runs")
     with pytest.raises(ConfigError, match="no finished run"):
         reopen(config, workdir)
