@@ -96,6 +96,39 @@ def hierarchical_ci(values: Mapping[Hashable, Sequence[float]], confidence: floa
     }
 
 
+def crossed_ci(values_GxM: np.ndarray, confidence: float = 0.95) -> dict:
+    """Mean over groups of the group's mean, with a percentile interval for other groups and other members.
+
+    Members are crossed with groups: the m-th of one group (a seed, say) has something in common with the m-th of the
+    others. So rows and columns are drawn with replacement, each by itself (Owen 2007, "The pigeonhole bootstrap").
+
+    Args:
+      values_GxM: nan where a group lacks a member; groups without any do not count.
+      confidence: as in `mean_ci`.
+
+    Returns:
+      As `mean_ci`; std and n are of the groups. No interval for fewer than two groups.
+    """
+    x = np.asarray(values_GxM, float)
+    x = x[np.isfinite(x).any(1)] if x.size else np.zeros((0, 1))
+    n, members = x.shape
+    known = np.isfinite(x)
+    means = np.where(known, x, 0).sum(1) / np.maximum(known.sum(1), 1)
+    mean = float(means.mean()) if n else None
+    if n < 2:
+        return {"mean": mean, "std": None, "ci_low": None, "ci_high": None, "n": n}
+    rng = np.random.default_rng(0)
+    weight_MxR = rng.multinomial(members, np.full(members, 1 / members), size=RESAMPLES).T
+    count_GxR = known @ weight_MxR
+    drawn_GxR = (np.where(known, x, 0) @ weight_MxR) / np.where(count_GxR, count_GxR, 1)
+    weight_GxR = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).T * (count_GxR > 0)
+    total_R = weight_GxR.sum(0)
+    drawn_R = (weight_GxR * drawn_GxR).sum(0)[total_R > 0] / total_R[total_R > 0]
+    low, high = np.quantile(drawn_R, [(1 - confidence) / 2, (1 + confidence) / 2])
+    spread = float(means.std(ddof=1))
+    return {"mean": mean, "std": spread, "ci_low": float(low), "ci_high": float(high), "n": n}
+
+
 def paired_difference(
     a_by_seed: Mapping[Hashable, float | None],
     b_by_seed: Mapping[Hashable, float | None],

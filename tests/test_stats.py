@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
-from resjax.stats import holm, mean_ci, paired_difference
+from resjax.stats import crossed_ci, hierarchical_ci, holm, mean_ci, paired_difference
 
 
 def test_mean_and_sample_std_of_known_values():
@@ -119,3 +119,21 @@ def test_holm_known_values():
 def test_importing_it_costs_no_scipy():
     code = "import sys, resjax.stats; sys.exit(any(m.startswith('scipy') for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_crossed_means_are_over_groups_and_their_intervals_over_both():
+    values = np.array([[1.0, 2.0, 3.0], [5.0, np.nan, 7.0], [np.nan] * 3])
+    found = crossed_ci(values)
+    assert (found["mean"], found["n"]) == (4, 2) and 1 <= found["ci_low"] < 4 < found["ci_high"] <= 7
+    assert crossed_ci(np.full((4, 3), 2.5))["ci_low"] == 2.5
+    assert crossed_ci(values[:1]) == {"mean": 2, "std": None, "ci_low": None, "ci_high": None, "n": 1}
+    assert crossed_ci(np.zeros((0, 3)))["mean"] is None
+
+
+def test_what_members_have_in_common_widens_the_crossed_interval():
+    shared = np.array([-1.0, 0, 1, 2]) + 0.01 * np.arange(6)[:, None]
+    crossed = crossed_ci(shared)
+    nested = hierarchical_ci(dict(enumerate(shared)))
+    assert (
+        np.ptp(shared.mean(0)) > crossed["ci_high"] - crossed["ci_low"] > 1.8 * (nested["ci_high"] - nested["ci_low"])
+    )

@@ -80,7 +80,7 @@ def test_readings_are_means_over_what_was_looked_at():
     nets = made_up(lambda *_: 0).iloc[:1].assign(OA=0.9).drop(columns=[*READINGS, "arm"])
     looks = {
         "smoothness": [{"jacobian": 1, "jacobian_logits": 2}, {"jacobian": 3, "jacobian_logits": 4}],
-        "lines": [{"curvature": c, "back": 0.1, "regions": c, "third": 0} for c in (2, 5)],
+        "lines": [{"curvature": c, "back": b, "way": 1.5, "regions": c, "third": 0} for c, b in ((2, 0.1), (5, 0.2))],
         "degree": [
             {"path": path, "k": k, "energy": e}
             for path, energies in {"line": [0.9, 0.08, 0.02], "circle": [0.5, 0.5, 0]}.items()
@@ -88,15 +88,15 @@ def test_readings_are_means_over_what_was_looked_at():
         ],
         "mixing": [{"mix": 0, "gap": 0.0}, {"mix": 1, "gap": 0.3}],
         "symmetry": [
-            {"transformation": t, "amount": a, "consistency": c}
-            for t, a, c in [("flip", 0, 1), ("flip", 1, 0.2), ("scale", 0.5, 0.4), ("scale", 1, 1), ("scale", 2, 0.6)]
+            {"transformation": t, "amount": a, "kept": c}
+            for t, a, c in [("flip", 0, 1), ("flip", 1, 0.2), ("scale", 0.5, 0), ("scale", 0.85, 0.4), ("scale", 1, 1)]
         ],
         "dimension": [{"features": 7.0, "images": 3.0}],
     }
     found = surface_tables.per_net(nets, {name: pd.DataFrame(rows).assign(**keys) for name, rows in looks.items()})
     want = {
         "error": 0.1, "jacobian": 2, "jacobian_logits": 3, "curvature": 3.5, "back": 0.1, "regions": 3.5, "third": 0,
-        "degree": 1.12, "frequency": 1.5, "degree_99": 3, "gap": 0.15, "flip": 0.2, "scale": 0.5, "dimension": 7,
+        "degree": 1.12, "frequency": 1.5, "degree_99": 3, "gap": 0.15, "flip": 0.2, "scale": 0.4, "dimension": 7,
     }  # fmt: skip
     assert found.loc[0, list(want)].to_dict() == pytest.approx(want)
     assert (found.loc[0, "arm"], found.loc[0, "dataset"]) == ("plain", "digits")
@@ -107,15 +107,18 @@ def test_the_effective_degree_holds_the_share_asked_for():
     energy = pd.DataFrame({"cell": "a", "seed": 0, "k": [3, 1, 2], "energy": [0.5, 0.3, 0.2]})
     degrees = [surface_tables.effective_degree(energy, share).iloc[0] for share in (0.2, 0.4, 0.6)]
     assert degrees == [1, 2, 3]
+    assert np.isnan(surface_tables.effective_degree(energy.assign(energy=[0.5, np.nan, 0.2])).iloc[0])
 
 
 def test_the_race_finds_a_reading_that_is_the_error_and_its_opposite():
     nets = made_up(lambda m, arm, seed, dataset, error: -error)
     nets["curvature"] = nets["error"]
     found = surface_tables.ranks(nets).set_index(["dataset", "reading"])
-    for dataset, n in {"digits": 6, "mnist": 6, "all": 12}.items():
-        assert found.loc[(dataset, "curvature"), ["tau", "n"]].tolist() == [1, n]
-        assert found.loc[(dataset, "gap"), "tau"] == -1
+    for dataset, count in {"digits": 2, "mnist": 2, "all": 4}.items():
+        assert found.loc[(dataset, "curvature"), ["tau", "n", "cells"]].tolist() == [1, 3, count]
+        unexpected, expected = (found.loc[(dataset, reading)] for reading in ("gap", "shift"))
+        assert unexpected["tau"] == expected["tau"] == -1 and expected["tau_low"] <= expected["tau_high"]
+        assert expected["gain"] == pytest.approx(unexpected["gain"] + 2)
     alone = surface_tables.ranks(nets[nets["dataset"] == "digits"])
     assert set(alone["dataset"]) == {"digits"}
     assert surface_tables.ranks(nets[nets["merge"] == "add"]).empty
@@ -128,7 +131,10 @@ def test_a_prior_is_paired_by_merge_and_seed():
     found = surface_tables.priors(made_up(value)).set_index(["dataset", "arm", "reading"])
     row = found.loc[("digits", "augment", "gap")]
     assert row[["mean", "ci_low", "ci_high", "n"]].tolist() == [0.5, 0.5, 0.5, 3]
-    assert row["relative"] == pytest.approx(0.5 / 11.5)
+    plain = 10.0 * np.arange(3)[:, None] + np.arange(4)
+    ratios = np.log((plain + 0.5) / np.where(plain > 0, plain, np.nan))
+    assert row["relative"] == pytest.approx(np.expm1(np.mean([np.nanmean(r) for r in ratios])))
+    assert found.loc[("digits", "augment", "third"), "relative"] == 0.5  # of a share the points
     assert set(found.index.get_level_values("arm")) == {"augment"}
     assert surface_tables.priors(made_up(value, arms=("augment",))).empty
 
@@ -141,34 +147,44 @@ def test_the_card_compares_with_add_within_a_prior():
 
 def said(nets):
     card, ranked, priors = surface_tables.card(nets), surface_tables.ranks(nets), surface_tables.priors(nets)
-    curve = pd.DataFrame({"dataset": "digits", "arm": "plain", "merge": "add", "mean": [1, 0.25]})
-    curve = curve.assign(transformation="shift", amount=[0, 2])
-    return dict(surface_verdicts.verdicts(nets, card, ranked, priors, curve))
+    curve = pd.DataFrame({"dataset": "digits", "arm": "plain", "merge": "add", "mean": [1, 0.25], "ci_low": 0.2})
+    curve = curve.assign(transformation="shift", amount=[0, 2], ci_high=0.3)
+    aligned = pd.DataFrame({"dataset": "digits", "merge": MERGES, "mean": [0.1, 0.5, 0.2], "ci_low": 0, "ci_high": 0.6})
+    aligned = aligned.assign(transformation="rotation")
+    return dict(surface_verdicts.verdicts(nets, card, ranked, priors, curve, aligned))
 
 
-def test_verdicts_tell_what_is_common_to_all_sets():
+def test_verdicts_tell_what_is_common_to_all_sets(monkeypatch):
     def value(m, arm, seed, dataset, error):
         return error if dataset == "digits" else -error
 
     nets = made_up(value)
     nets["gap"] = nets["error"]
     nets.loc[(nets["dataset"] == "mnist") & (nets["merge"] == "mul"), "status"] = "diverged"
+    assert said(nets)["Q9, common to all sets"] == "3 merges are too few to rank, which takes 6."
+    monkeypatch.setattr(surface_verdicts, "ENOUGH", 3)
+    monkeypatch.setattr(surface_verdicts, "FALSE_ALARMS", 0.125)  # of 4 pairs no p is smaller
     found = said(nets)
-    assert "mixup gap +1.00 [+1.00, +1.00]" in found["Q9, common to all sets"]
+    assert "mixup gap +1.00 [" in found["Q9, common to all sets"]
     assert "curvature on lines" in found["Q9, common to all sets"].partition("of opposite sign")[2]
     assert "mul: test error +, mixup gap + | gate_sig" in found["Q9, common to all sets"]
     assert "mnist augment mul 4" in found["nets"] and "digits plain 12 of 12" in found["nets"]
-    assert "mixup gap: above mul, gate_sig" in found["Q9, digits"]
-    assert "shift 2: 25" in found["Q25, digits"]
+    assert "mixup gap: above mul, gate_sig" in found["Q9, digits"] and "4 may be by chance" in found["Q9, digits"]
+    assert "shift 2 25 [20, 30]" in found["Q25, digits"]
+    assert "of a rotation the spatial transformer takes back (%) 10 [0, 60] (add) to 50" in found["Q25, digits"]
+
+
+def test_differences_that_chance_makes_are_not_told():
+    assert "0 of 32 comparisons" in said(made_up(lambda m, arm, seed, dataset, error: error))["Q9, digits"]
 
 
 def test_verdicts_tell_what_a_prior_changes():
     nets = made_up(lambda m, arm, seed, dataset, error: 2.0 if arm == "plain" else 1.0 + 0 * m)
     nets["gap"] = np.random.default_rng(0).normal(size=len(nets))
     text = said(nets)["Q11, digits, augment"]
-    assert "less: " in text and "mean degree on lines -50 % [-50, -50]" in text
+    assert "less: " in text and "mean degree on lines -50.0 % [-50.0, -50.0]" in text
     assert "mixup gap" in text.partition("not distinguishable")[2]
-    assert "augment changes (points)" in said(nets)["Q25, digits"]
+    assert "augment changes keeps class under flip -100.0 points [-100.0, -100.0]" in said(nets)["Q25, digits"]
 
 
 def test_one_set_alone_has_nothing_in_common():
@@ -213,16 +229,16 @@ def looked(name, value, rng):
     if name == "smoothness":
         return [{"image": 0, "jacobian": value, "jacobian_logits": value}]
     if name == "lines":
-        return [{"curvature": value, "back": value / 10, "regions": value, "third": value / 20}]
+        return [{"curvature": value, "back": value / 10, "way": 2, "regions": value, "third": value / 20}]
     if name == "degree":
         return [{"path": p, "k": k, "energy": 2.0**-k} for p in ("line", "circle") for k in range(1, 20)]
     if name == "mixing":
         return [{"mix": mix, "gap": value * mix * (1 - mix)} for mix in (0, 0.5, 1)]
     if name == "symmetry":
-        amounts = {"flip": (0, 1), "shift": (0, 1), "rotation": (0, 90), "scale": (0.5, 1)}
+        amounts = {"flip": (0, 1), "shift": (0, 1), "rotation": (0, 10), "scale": (0.85, 1)}
         same = {(t, a) for t, a in surface_tables.SYMMETRIES.items()}
         return [
-            {"transformation": t, "amount": a, "consistency": 1 if (t, a) in same else 1 / (1 + value)}
+            {"transformation": t, "amount": a, "kept": 1 if (t, a) in same else 1 / (1 + value)}
             for t, of in amounts.items()
             for a in of
         ]

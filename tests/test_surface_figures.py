@@ -147,7 +147,7 @@ def test_tau_is_bold_where_its_interval_excludes_0(card):
     assert weights["+0.50\n[+0.30, +0.70]"] == weights["-0.40\n[-0.60, -0.20]"] == "bold"
     assert weights["+0.10\n[-0.10, +0.30]"] == "normal"
     words = next(text for text in weights if text.startswith("Kendall"))
-    assert "30 configurations" in words
+    assert "30 merges" in words
 
 
 def test_the_card_says_over_how_many_seeds_and_who_diverged(card):
@@ -164,12 +164,12 @@ def test_a_card_without_ranks_and_intervals_is_drawn(tmp_path, drawn):
     check_on_paper(drawn[0])
 
 
-def test_of_few_configurations_no_tau_is_bold(tmp_path, drawn):
+def test_of_few_merges_no_tau_is_bold(tmp_path, drawn):
     table = card_table().query("arm == 'plain' and reading == 'jacobian'")
-    surface_card.card(table, race_table().assign(n=29), *plane_tables(["plain"]), tmp_path / "card", SET)
+    surface_card.card(table, race_table().assign(n=5), *plane_tables(["plain"]), tmp_path / "card", SET)
     weights = {text.get_text(): text.get_fontweight() for text in drawn[0].texts}
     assert weights["+0.50\n[+0.30, +0.70]"] == "normal"
-    assert any("29 configurations;\ntoo few for" in text for text in weights)
+    assert any("5 merges;\ntoo few for" in text for text in weights)
 
 
 # --- Planes -----------------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def test_what_is_common_is_ordered_by_all_data_sets(tmp_path, drawn):
     together = next(line for line in axes.lines if line.get_marker() == "D")
     assert list(together.get_xdata()) == [0.5, 0.1, -0.4, 0.3]
     assert together.get_ydata() - together.get_ydata().min() == pytest.approx([0, 2, 3, 1])
-    assert legend_names(drawn[0])[0][-1] == "all (30 configurations)"
+    assert legend_names(drawn[0])[0][-1] == "all (30 merges)"
 
 
 def test_equivalences_compare_seeds_with_the_sum(tmp_path, drawn):

@@ -37,7 +37,11 @@ ENOUGH = 30  # configurations, before a correlation is worth a claim
 
 
 def race(
-    table: pd.DataFrame, predictors: Mapping[str, tuple[int, bool]], target: str = "error", resamples: int = RESAMPLES
+    table: pd.DataFrame,
+    predictors: Mapping[str, tuple[int, bool]],
+    target: str = "error",
+    resamples: int = RESAMPLES,
+    joint: bool = False,
 ) -> pd.DataFrame:
     """Ranks predictors by how well they order the configurations by `target`.
 
@@ -47,6 +51,8 @@ def race(
       predictors: name -> (sign, baseline); sign +1 if larger means a larger target, else -1; baseline if plain.
       target: of the trained net, say its test error as a fraction. Only its order counts.
       resamples: of the bootstrap.
+      joint: whether cells draw the same AXES in a resample: where cells are ways to train the same configurations, and
+        so no independent samples of them.
 
     Returns:
       One row per predictor, the largest tau first: predictor, sign, baseline; configurations and cells that have
@@ -66,7 +72,8 @@ def race(
     cell = _codes(configurations, CELL)
     pairs = _pairs(cell, [_codes(configurations, [axis]) for axis in AXES])
     rng = np.random.default_rng(0)
-    seed_weight, weight = _resamples(rng, len(seeds), cell, resamples)
+    drawn_together = _codes(configurations, AXES) if joint else None
+    seed_weight, weight = _resamples(rng, len(seeds), cell, resamples, drawn_together)
     pair_weight = weight[pairs.first] * weight[pairs.second]
     of_target = _signs(_seed_medians(cube[-1], seed_weight), pairs)
     orders = np.hstack([of_target[:, :1], _signs(_shuffled(rng, np.nanmedian(cube[-1], axis=1), cell), pairs)])
@@ -216,13 +223,21 @@ def _sums(group: np.ndarray, weight: np.ndarray | float = 1) -> csr_array:
     return csr_array((weight, (group, np.arange(group.size))), shape=(group.max() + 1, group.size))
 
 
-def _resamples(rng: np.random.Generator, seeds: int, cell: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+def _resamples(
+    rng: np.random.Generator, seeds: int, cell: np.ndarray, n: int, together: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
     """How often each seed and each configuration stands in a resample (x n + 1); first, the table itself: once."""
-    seed = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=n).T
-    configuration = np.empty((cell.size, n), int)
-    for c in np.unique(cell):
-        size = int((cell == c).sum())
-        configuration[cell == c] = rng.multinomial(size, np.full(size, 1 / size), size=n).T
+
+    def drawn(size: int) -> np.ndarray:
+        return rng.multinomial(size, np.full(size, 1 / size), size=n).T
+
+    seed = drawn(seeds)
+    if together is not None:
+        configuration = drawn(together.max() + 1)[together]
+    else:
+        configuration = np.empty((cell.size, n), int)
+        for c in np.unique(cell):
+            configuration[cell == c] = drawn(int((cell == c).sum()))
     return tuple(np.hstack([np.ones((len(w), 1)), w]).astype(np.float32) for w in (seed, configuration))
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from resjax.analysis import figures
-from resjax.analysis import race as race_
 from resjax.analysis.surface_planes import class_looks, draw_heading, draw_regions, draw_thumbnail, look_of
 from resjax.analysis.surface_style import (
     ARM_LOOKS,
@@ -32,7 +31,7 @@ from resjax.analysis.surface_style import (
     tau_words,
     text_at,
 )
-from resjax.analysis.surface_tables import ARMS, BASELINE, READINGS, Reading
+from resjax.analysis.surface_tables import ARMS, BASELINE, ENOUGH, READINGS, Reading
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -157,7 +156,7 @@ def _label(reading: Reading) -> str:
 def _tau(figure: "Figure", left: float, top: float, row: pd.Series) -> None:
     if np.isfinite(row["tau"]):
         clear = row["tau_low"] > 0 or row["tau_high"] < 0
-        weight = "bold" if clear and row["n"] >= race_.ENOUGH else "normal"
+        weight = "bold" if clear and row["n"] >= ENOUGH else "normal"
         text_at(figure, left, top, tau_words(row, "\n"), fontweight=weight)
 
 
@@ -165,8 +164,8 @@ def _race_words(taus: pd.DataFrame) -> str:
     if taus.empty:
         return ""
     n = taus["n"].max()
-    rule = "bold where its CI\nexcludes 0" if n >= race_.ENOUGH else "too few for\na claim"
-    return f"Kendall's tau\nwith test error,\n{n:.0f} configurations;\n{rule}"
+    rule = "bold where its CI\nexcludes 0" if n >= ENOUGH else "too few for\na claim"
+    return f"Kendall's tau\nwith test error,\n{n:.0f} merges;\n{rule}"
 
 
 def _note(table: pd.DataFrame, arms: Sequence[str]) -> str:

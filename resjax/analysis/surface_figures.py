@@ -45,7 +45,7 @@ EDGE = {"markeredgecolor": "white", "markeredgewidth": 0.5}
 
 # --- Curves, a panel per prior ----------------------------------------------------------------------------------
 def symmetries(symmetry: pd.DataFrame, path: str | os.PathLike, dataset: str) -> list[Path]:
-    """Share of images that keep their class under a transformation, over its amount.
+    """Of the images that a net has right, the share that it keeps under a transformation, over its amount.
 
     Args:
       symmetry: dataset, arm, merge, transformation, amount, n, mean, ci_low, ci_high (fractions).
@@ -66,7 +66,7 @@ def symmetries(symmetry: pd.DataFrame, path: str | os.PathLike, dataset: str) ->
             axes.set_xscale("log", base=2)
             axes.set_xticks([0.5, 1, 2], ["0.5", "1", "2"])
 
-    return _panels(rows, "transformation", TRANSFORMATIONS, ("plain", "augment", "stn"), draw, "same class (%)", path)
+    return _panels(rows, "transformation", TRANSFORMATIONS, ("plain", "augment", "stn"), draw, "images kept (%)", path)
 
 
 def spectra(spectra: pd.DataFrame, path: str | os.PathLike, dataset: str) -> list[Path]:
@@ -192,7 +192,7 @@ def priors(priors: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
                 places = rows.loc[chosen, "reading"].map(readings.index) + shift
                 _points(axes, values[chosen], places, *ARM_LOOKS[arm])
             axes.set_title(f"{dataset}, n = {rows.loc[own, 'n'].max():.0f} merges")
-            axes.set_xlabel(f"change from {WITHOUT} (% of its mean)")
+            axes.set_xlabel(f"change from {WITHOUT} (%; of shares: points)")
         _reading_rows(panels, readings)
         panels[0].set_xlim(*limits(values))
         figure.suptitle("mean over merges, paired, and 95 % CI", fontsize=8)
@@ -206,7 +206,7 @@ def common(race: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     The largest on all data sets is on top.
 
     Args:
-      race: dataset (or TOGETHER), reading, tau, tau_low, tau_high, n (configurations).
+      race: dataset (or TOGETHER), reading, tau, tau_low, tau_high, n (merges).
       path: of the figure.
 
     Raises:
@@ -230,9 +230,9 @@ def common(race: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
             _points(axes, own[["tau", "tau_low", "tau_high"]].astype(float), places, *looks[dataset])
         _reading_rows([axes], readings)
         axes.set_xlim(-1.02, 1.02)
-        axes.set_xlabel("Kendall's tau with test error over configurations, 95 % CI")
+        axes.set_xlabel("Kendall's tau with test error over merges, within a prior, 95 % CI")
         n = rows.groupby("dataset")["n"].max()
-        legend(figure, {f"{d} ({n[d]:.0f} configurations)": looks[d] for d in datasets})
+        legend(figure, {f"{d} ({n[d]:.0f} merges)": looks[d] for d in datasets})
         return saved(figure, path)
 
 

@@ -26,7 +26,7 @@ FIGURES = {  # figure -> heading, caption, alternative text
     ),
     "symmetry": (
         "Shift, rotation and scale",
-        "Share of test images whose predicted class stays the same when they are shifted, rotated or zoomed.",
+        "Of the test images that a net has right, the share that stays right when they are shifted, rotated or zoomed.",
         "Curves of consistency over the amount of the transformation, a line per merge.",
     ),
     "spectra": (
@@ -42,8 +42,8 @@ FIGURES = {  # figure -> heading, caption, alternative text
     ),
     "priors": (
         "What a prior changes",
-        "Change of every reading from training without prior, in percent of its mean there; means over merges with "
-        "95 % CI.",
+        "Change of every reading from training without prior, in percent of what it is there, of shares in percentage "
+        "points; means over merges with 95 % CI.",
         "Points with intervals, a row per reading and a marker per prior.",
     ),
     "common": (
@@ -92,7 +92,8 @@ def write(
         f"confidence interval (BCa bootstrap); {error['diverged'].sum():.0f} replicas diverged and are left out.",
         "Distances are Euclidean in normalised pixels (units of the standard deviation). Rank correlations are "
         "Kendall's tau between the reading and the test error within a prior: positive if merges with more of it err "
-        "more. They show company, not cause.",
+        "more. They show company, not cause. All nets see the same test images, lines and plane: intervals are over "
+        "trainings, for these.",
     ]
     said = [f"{what}: {sentence}" for what, sentence in verdicts.items()]
     sections = [page.Section("Verdicts", said), page.Section("What was measured", method)]

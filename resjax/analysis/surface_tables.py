@@ -6,6 +6,7 @@ A prior is a way to train: ARMS. All tables have the columns dataset (a preset's
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from resjax import stats
@@ -17,7 +18,7 @@ KEYS = ["cell", "seed"]
 CELL = ["dataset", "arm"]
 ARMS = {  # prior -> in words
     "plain": "no prior",
-    "augment": "crops and flips of the preset",
+    "augment": "the preset's crops or flips",
     "mixup": "mixup",
     "noise": "Gaussian noise on the inputs",
     "stn": "spatial transformer in front",
@@ -32,12 +33,19 @@ class Reading(NamedTuple):
       unit: of the drawn number; "" if it has none.
       scale: factor from the table's unit to that.
       log: whether it is drawn on a logarithmic axis.
+      sign: fixed before the study: +1 if a larger one should go with a larger error, else -1.
     """
 
     words: str
     unit: str = ""
     scale: float = 1
     log: bool = False
+    sign: int = 1
+
+    @property
+    def share(self) -> bool:
+        """Whether it is a share, whose changes are told in percentage points, not in percent of it."""
+        return self.unit == "%"
 
 
 READINGS = {
@@ -52,15 +60,17 @@ READINGS = {
     "back": Reading("way back on lines", "%", 100),
     "regions": Reading("regions per line"),
     "third": Reading("third class on lines", "%", 100),
-    "flip": Reading("same class after flip", "%", 100),
-    "shift": Reading("same class after shift", "%", 100),
-    "rotation": Reading("same class after rotation", "%", 100),
-    "scale": Reading("same class after scaling", "%", 100),
+    "flip": Reading("keeps class under flip", "%", 100, sign=-1),
+    "shift": Reading("keeps class, small shifts", "%", 100, sign=-1),
+    "rotation": Reading("keeps class, small rotations", "%", 100, sign=-1),
+    "scale": Reading("keeps class, small scalings", "%", 100, sign=-1),
     "dimension": Reading("dimension of features"),
 }
 SYMMETRIES = {"flip": 0, "shift": 0, "rotation": 0, "scale": 1}  # transformation -> the amount that changes nothing
+SMALL = {"flip": (1, 1), "shift": (0.5, 2), "rotation": (5, 15), "scale": (0.85, 1.2)}  # amounts that readings average
 TOLD = 16  # degrees whose energy is told one by one
 HOLDS = 0.99  # share of the energy
+ENOUGH = 6  # merges, before a rank correlation over them is worth a claim
 PLAIN = {"train_loss": (1, True), "parameters": (1, True)}  # baselines of the race
 
 
@@ -71,11 +81,12 @@ def labelled(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def per_net(nets: pd.DataFrame, looks: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """A row per cell and seed: what it reached, and READINGS, nan where a net was not looked into.
+    """A row per cell and seed: what it reached, and READINGS; what can't be said of a net, or is not finite, is nan.
 
     degree, frequency: energy-weighted mean of the Chebyshev degree on lines, and of the frequency on circles;
-    degree_99: the smallest degree up to which HOLDS of the energy lie. flip, ..., scale: mean over the amounts of
-    `resjax.probes.symmetry`, but for the one that changes nothing. The others: mean over images or lines.
+    degree_99: the smallest degree up to which HOLDS of the energy lie. back: share of the way on all lines together.
+    flip, ..., scale: of the images that a net has right, the share that it keeps; mean over the amounts in SMALL. The
+    others: mean over images or lines.
 
     Args:
       nets: `tables.summary` with the column cell.
@@ -84,32 +95,38 @@ def per_net(nets: pd.DataFrame, looks: Mapping[str, pd.DataFrame]) -> pd.DataFra
     about = [*KEYS, "dataset", "merge", "train_size", "depth", "width", "status", "epoch", "parameters"]
     table = labelled(nets)[[*about, "arm", "train_loss", "train_accuracy"]].assign(error=1 - nets["OA"])
     of_degree = looks["degree"].assign(moment=looks["degree"]["k"] * looks["degree"]["energy"])
-    means = of_degree.groupby([*KEYS, "path"])["moment"].sum().unstack()
-    changed = looks["symmetry"][looks["symmetry"]["amount"] != looks["symmetry"]["transformation"].map(SYMMETRIES)]
+    means = of_degree.groupby([*KEYS, "path"])["moment"].sum(skipna=False).unstack()
+    symmetry = looks["symmetry"]
+    low, high = (symmetry["transformation"].map({t: ends[i] for t, ends in SMALL.items()}) for i in (0, 1))
+    changes_nothing = symmetry["amount"] == symmetry["transformation"].map(SYMMETRIES)
+    small = symmetry[symmetry["amount"].between(low, high) & ~changes_nothing]
+    way = looks["lines"].groupby(KEYS)[["back", "way"]].sum(skipna=False)
     found = [
         looks["smoothness"].groupby(KEYS)[["jacobian", "jacobian_logits"]].mean(),
-        looks["lines"].groupby(KEYS)[["curvature", "back", "regions", "third"]].mean(),
+        looks["lines"].groupby(KEYS)[["curvature", "regions", "third"]].mean(),
+        (way["back"] / way["way"]).rename("back"),
         means.rename(columns={"line": "degree", "circle": "frequency"}),
         effective_degree(of_degree[of_degree["path"] == "line"]).rename("degree_99"),
         looks["mixing"].groupby(KEYS)["gap"].mean(),
-        changed.groupby([*KEYS, "transformation"])["consistency"].mean().unstack(),
+        small.groupby([*KEYS, "transformation"])["kept"].mean().unstack(),
         looks["dimension"].set_index(KEYS)["features"].rename("dimension"),
     ]
     table = table.merge(pd.concat(found, axis=1), how="left", left_on=KEYS, right_index=True)
-    return table.reindex(columns=[*table.columns[: table.columns.get_loc("error")], *READINGS])
+    table = table.reindex(columns=[*table.columns[: table.columns.get_loc("error")], *READINGS])
+    return table.assign(**table[list(READINGS)].astype(float).replace([np.inf, -np.inf], np.nan))
 
 
 def effective_degree(energy: pd.DataFrame, share: float = HOLDS) -> pd.Series:
     """The smallest degree up to which `share` of the energy lies, by cell and seed: of a polynomial, with `share`
-    nearly 1, its degree.
+    nearly 1, its degree. It is nan where an energy is.
 
     Args:
       energy: rows of `resjax.probes.degree` of one path, with KEYS.
       share: in (0, 1).
     """
-    ordered = energy.sort_values("k")
-    below = ordered[ordered.groupby(KEYS)["energy"].cumsum() < share]
-    return below.groupby(KEYS).size().reindex(ordered.set_index(KEYS).index.unique(), fill_value=0) + 1
+    by_net = energy.pivot_table(index=KEYS, columns="k", values="energy", dropna=False, sort=False).sort_index(axis=1)
+    below = by_net.cumsum(axis=1, skipna=False).lt(share).sum(axis=1) + 1
+    return below.astype(float).where(by_net.notna().all(axis=1))
 
 
 def card(nets: pd.DataFrame) -> pd.DataFrame:
@@ -124,56 +141,65 @@ def card(nets: pd.DataFrame) -> pd.DataFrame:
 
 
 def ranks(nets: pd.DataFrame) -> pd.DataFrame:
-    """`race.race` of the readings for the order of merges by test error, within each data set and prior.
+    """Kendall's tau of every reading with the test error over merges, the mean over data sets and priors.
 
-    Columns: dataset (or "all", all of them), reading, n (merges x priors x data sets), tau with _low and _high, and
-    gain over the best plain baseline with _low and _high. No rows of a data set in which nothing can be ranked.
+    By `race.race` with a cell per data set and prior. All cells have the same merges, trained in other ways, so that
+    resamples draw merges for all of them together.
+
+    Columns: dataset (or "all", all of them), reading, n (merges), cells; tau with _low and _high; gain: what the
+    reading, turned by its sign, has over the best of PLAIN, with _low and _high. No rows of a data set in which nothing
+    can be ranked.
     """
-    readings = {reading: (1, False) for reading in READINGS if reading != "error"} | PLAIN
+    readings = {name: (reading.sign, False) for name, reading in READINGS.items() if name != "error"} | PLAIN
     table = nets.assign(dataset=nets["dataset"] + ", " + nets["arm"])
     sets = list(dict.fromkeys(nets["dataset"]))
     found = []
     for name in [*sets, "all"] if len(sets) > 1 else sets:
         rows = table if name == "all" else table[nets["dataset"] == name]
-        trained = rows[rows["error"].notna()].groupby(race.CELL)["merge"].nunique()
-        if (trained > 1).any():
-            found.append(race.race(rows, readings).assign(dataset=name))
-    columns = {"predictor": "reading", "configurations": "n"}
-    ranked = pd.concat(found, ignore_index=True).rename(columns=columns) if found else pd.DataFrame()
-    kept = ["dataset", "reading", "n", *(f"{s}{end}" for s in ("tau", "gain") for end in ("", "_low", "_high"))]
-    return ranked.reindex(columns=kept)
+        merges = rows[rows["error"].notna()].groupby(race.CELL)["merge"].nunique()
+        if (merges > 1).any():
+            ranked = race.race(rows, readings, joint=True)
+            found.append(ranked.assign(dataset=name, reading=ranked["predictor"], n=merges.max()))
+    ends = ["", "_low", "_high"]
+    columns = ["dataset", "reading", "n", "cells", *(f"{s}{end}" for s in ("tau", "gain") for end in ends)]
+    table = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=[*columns, "sign"])
+    turned = table["sign"] < 0
+    taus = table[["tau", "tau_low", "tau_high"]].to_numpy(float, copy=True)
+    taus[turned] = -taus[turned][:, [0, 2, 1]]
+    return table.assign(tau=taus[:, 0], tau_low=taus[:, 1], tau_high=taus[:, 2])[columns]
 
 
 def priors(nets: pd.DataFrame) -> pd.DataFrame:
     """What a prior changes in every reading: the difference to "plain", paired by merge and seed.
 
-    Columns: dataset, arm, reading; n, mean, ci_low, ci_high of `stats.hierarchical_ci`, merges as groups, in the
-    reading's unit; relative, relative_low, relative_high: as a share of the mean of "plain".
+    Columns: dataset, arm, reading; n, mean, ci_low, ci_high of `stats.crossed_ci`, merges as groups and seeds as
+    members, in the reading's unit; relative, relative_low, relative_high: the same of the logarithms, turned into a
+    change in parts of the reading, or, of a share, the mean and its interval as they are.
     """
     rows = []
     for dataset, of_set in nets.groupby("dataset", sort=False):
         values = of_set.set_index(["arm", "merge", "seed"])[list(READINGS)]
-        for arm in dict.fromkeys(of_set["arm"]):
-            if arm == "plain" or "plain" not in set(of_set["arm"]):
-                continue
-            apart = (values.loc[arm] - values.loc["plain"]).dropna(how="all")
-            for reading, differences in apart.items():
-                kept = differences.dropna()
-                by_merge = {merge: list(of_merge) for merge, of_merge in kept.groupby(level="merge", sort=False)}
-                ci = stats.hierarchical_ci(by_merge)
-                level = values.loc["plain"][reading].reindex(kept.index).groupby(level="merge").mean().mean()
-                row = {"dataset": dataset, "arm": arm, "reading": reading}
-                row |= {name: ci[name] for name in ("n", "mean", "ci_low", "ci_high")}
-                for name, of in {"relative": "mean", "relative_low": "ci_low", "relative_high": "ci_high"}.items():
-                    row[name] = None if ci[of] is None else ci[of] / level
+        arms = [arm for arm in dict.fromkeys(of_set["arm"]) if arm != "plain"]
+        for arm in arms if "plain" in set(of_set["arm"]) else []:
+            for name, reading in READINGS.items():
+                with_prior, without = values.loc[arm][name], values.loc["plain"][name]
+                ci = stats.crossed_ci((with_prior - without).unstack())
+                parts = ci
+                if not reading.share:
+                    ratio = (with_prior / without).where(with_prior.gt(0) & without.gt(0))
+                    parts = stats.crossed_ci(np.log(ratio).unstack())
+                row = {"dataset": dataset, "arm": arm, "reading": name}
+                row |= {column: ci[column] for column in ("n", "mean", "ci_low", "ci_high")}
+                for column, of in {"relative": "mean", "relative_low": "ci_low", "relative_high": "ci_high"}.items():
+                    row[column] = parts[of] if reading.share or parts[of] is None else np.expm1(parts[of])
                 rows.append(row)
     numbers = ["mean", "ci_low", "ci_high", "relative", "relative_low", "relative_high"]
     return pd.DataFrame(rows, columns=[*CELL, "reading", "n", *numbers]).astype(dict.fromkeys(numbers, float))
 
 
 def symmetry_curves(symmetry: pd.DataFrame) -> pd.DataFrame:
-    """Consistency by transformation and amount: means over seeds with their 95 % CI."""
-    rows = labelled(symmetry).assign(value=symmetry["consistency"])
+    """Of the images that a net has right, the share that it keeps, by transformation and amount: mean and 95 % CI."""
+    rows = labelled(symmetry).assign(value=symmetry["kept"])
     return over_seeds(rows, [*CELL, "merge", "transformation", "amount"])
 
 
@@ -181,7 +207,7 @@ def spectra(energy: pd.DataFrame) -> pd.DataFrame:
     """Energy by degree k of lines and frequency k of circles, TOLD + 1 for all beyond: means over seeds, 95 % CI."""
     lumped = labelled(energy).assign(k=energy["k"].clip(upper=TOLD + 1))
     keys = [*CELL, "merge", "path", "k"]
-    summed = lumped.groupby([*keys, "seed"], sort=False)["energy"].sum().rename("value").reset_index()
+    summed = lumped.groupby([*keys, "seed"], sort=False)["energy"].sum(skipna=False).rename("value").reset_index()
     return over_seeds(summed, keys)
 
 
@@ -197,14 +223,21 @@ def equivalence(outputs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
       outputs: inputs -> rows of `resjax.probes.outputs`.
     """
     found = [
-        interpolator_tables.distances(interpolator_tables.pair_distances(rows.dropna(axis="columns"))).assign(
-            dataset=dataset, arm=arm, inputs=inputs
-        )
+        interpolator_tables.distances(
+            interpolator_tables.pair_distances(rows.dropna(axis="columns", how="all"))
+        ).assign(dataset=dataset, arm=arm, inputs=inputs)
         for inputs, of_inputs in outputs.items()
         for (dataset, arm), rows in labelled(of_inputs).groupby(CELL, sort=False)
     ]
     table = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["kind", "n"])
     return table.reindex(columns=[*CELL, "inputs", *table.columns.difference([*CELL, "inputs"], sort=False)])
+
+
+def alignments(alignment: pd.DataFrame) -> pd.DataFrame:
+    """How much of a transformation a spatial transformer takes back: means over seeds with their 95 % CI."""
+    by = [*CELL, "merge", "transformation"]
+    found = over_seeds(labelled(alignment).assign(value=alignment["undone"]), by) if len(alignment) else pd.DataFrame()
+    return found.reindex(columns=[*by, "n", "mean", "std", "ci_low", "ci_high"])
 
 
 def planes(plane: pd.DataFrame) -> pd.DataFrame:

@@ -2,15 +2,23 @@
 
 from collections.abc import Iterator, Mapping
 
+import numpy as np
 import pandas as pd
 
-from resjax.analysis.surface_tables import BASELINE, READINGS, SYMMETRIES
+from resjax.analysis.surface_tables import BASELINE, ENOUGH, READINGS, SYMMETRIES
 
 AMONG = [reading for reading in READINGS if reading != "error"]
+FALSE_ALARMS = 0.05
+TOLD = {"flip": (1,), "shift": (1, 2), "rotation": (15, 30, 90), "scale": (0.7, 1.4)}  # amounts of Q25's sentence
 
 
 def verdicts(
-    nets: pd.DataFrame, card: pd.DataFrame, ranked: pd.DataFrame, priors: pd.DataFrame, symmetry: pd.DataFrame
+    nets: pd.DataFrame,
+    card: pd.DataFrame,
+    ranked: pd.DataFrame,
+    priors: pd.DataFrame,
+    symmetry: pd.DataFrame,
+    aligned: pd.DataFrame,
 ) -> Iterator[tuple[str, str]]:
     """(what, sentence).
 
@@ -20,6 +28,7 @@ def verdicts(
       ranked: `surface_tables.ranks`.
       priors: `surface_tables.priors`.
       symmetry: `surface_tables.symmetry_curves`.
+      aligned: `surface_tables.alignments`.
     """
     yield "nets", _who(nets)
     for dataset, rows in card[card["arm"] == "plain"].groupby("dataset", sort=False):
@@ -29,16 +38,18 @@ def verdicts(
         for arm, of_arm in rows[rows["arm"] != "stn"].groupby("arm", sort=False):
             yield f"Q11, {dataset}, {arm}", _changes(of_arm)
     for dataset, rows in symmetry.groupby("dataset", sort=False):
-        yield f"Q25, {dataset}", _symmetry(rows, priors[priors["dataset"] == dataset])
+        of_set = (table[table["dataset"] == dataset] for table in (priors, aligned))
+        yield f"Q25, {dataset}", _symmetry(rows, *of_set)
 
 
 def _who(nets: pd.DataFrame) -> str:
     trained = nets[nets["status"] == "done"]
-    words = []
-    for (dataset, arm), rows in trained.groupby(["dataset", "arm"], sort=False):
-        words.append(f"{dataset} {arm} {(rows['train_accuracy'] == 1).sum()} of {len(rows)}")
+    words = [
+        f"{dataset} {arm} {(rows['train_accuracy'] == 1).sum()} of {len(rows)}"
+        for (dataset, arm), rows in trained.groupby(["dataset", "arm"], sort=False)
+    ]
+    text = f"every training image right at the end: {', '.join(words)}"
     lost = nets[nets["status"] != "done"].groupby(["dataset", "arm", "merge"], sort=False).size()
-    text = f"every training image right at the end (with the prior's inputs): {', '.join(words)}"
     if len(lost):
         which = [f"{dataset} {arm} {merge} {count}" for (dataset, arm, merge), count in lost.items()]
         text += f"; diverged or not trained: {', '.join(which)}"
@@ -53,15 +64,24 @@ def _baseline(rows: pd.DataFrame) -> str:
 
 def _apart(rows: pd.DataFrame) -> str:
     """Which merges differ from the baseline in which readings."""
-    others, words = rows[rows["merge"] != BASELINE], []
+    compared, words = rows[rows["p"].notna()], []
+    side = _side(compared)
     for reading in READINGS:
-        of_reading = others[(others["reading"] == reading) & others["difference_low"].notna()]
-        sides = {"above": of_reading["difference_low"] > 0, "below": of_reading["difference_high"] < 0}
-        parts = [f"{side} {', '.join(of_reading.loc[who, 'merge'])}" for side, who in sides.items() if who.any()]
+        of_reading = compared["reading"] == reading
+        sides = {"above": of_reading & (side > 0), "below": of_reading & (side < 0)}
+        parts = [f"{name} {', '.join(compared.loc[who, 'merge'])}" for name, who in sides.items() if who.any()]
         if parts:
             words.append(f"{READINGS[reading].words}: {'; '.join(parts)}")
-    text = f"distinguishable from {BASELINE} (paired 95 % intervals, not corrected for their number)"
-    return f"{text}: {' | '.join(words)}" if words else f"nothing {text}"
+    rule = (
+        f"paired sign flips, p <= {FALSE_ALARMS}, not corrected: {(side != 0).sum()} of {len(compared)} comparisons, "
+    )
+    rule += f"of which {FALSE_ALARMS * len(compared):.0f} may be by chance"
+    return f"distinguishable from {BASELINE} ({rule}): {' | '.join(words) or 'nothing'}"
+
+
+def _side(rows: pd.DataFrame) -> pd.Series:
+    """1 or -1 where a difference to the baseline is told from 0, else 0."""
+    return np.sign(rows["difference"]).where(rows["p"] <= FALSE_ALARMS, 0)
 
 
 def _common(card: pd.DataFrame, ranked: pd.DataFrame) -> str:
@@ -69,56 +89,66 @@ def _common(card: pd.DataFrame, ranked: pd.DataFrame) -> str:
     of_set = {name: rows.set_index("reading") for name, rows in ranked.groupby("dataset", sort=False)}
     if len(sets) < 2:
         return "one data set alone: nothing to compare."
-    both = [r for r in AMONG if all(_sign(of_set[name].loc[r], "tau") for name in sets)]
-    same = [r for r in both if len({_sign(of_set[name].loc[r], "tau") for name in sets}) == 1]
-    against = [r for r in both if r not in same]
-    n = of_set["all"]["n"].max()
+    merges, cells = (of_set["all"][name].max() for name in ("n", "cells"))
+    if merges < ENOUGH:
+        return f"{merges} merges are too few to rank, which takes {ENOUGH}."
+    signs = {r: {_sign(of_set[name].loc[r], "tau") for name in sets} for r in AMONG}
+    same = [r for r in AMONG if signs[r] in ({1}, {-1})]
+    against = [r for r in AMONG if {1, -1} <= signs[r]]
     text = f"within sets and priors, merges err more the larger (+) or smaller (-) is, on each of {', '.join(sets)}: "
     text += ", ".join(f"{READINGS[r].words} {_tau(of_set['all'].loc[r])}" for r in same) or "no reading"
-    text += f" (Kendall's tau over all of them, n = {n} configurations)"
+    text += f" (Kendall's tau, mean over {cells} sets and priors of {merges} merges)"
     if against:
         text += f"; of opposite sign between sets: {', '.join(READINGS[r].words for r in against)}"
     gains = of_set["all"].loc[AMONG, "gain_low"]
     better = gains[gains > 0].index
     text += f"; better than the best plain baseline: {', '.join(READINGS[r].words for r in better) or 'none'}"
-    plain = card[(card["arm"] == "plain") & (card["merge"] != BASELINE)]
-    shifts = plain.set_index(["dataset", "merge", "reading"])
+    plain = card[(card["arm"] == "plain") & card["p"].notna()]
+    side = _side(plain).set_axis(pd.MultiIndex.from_frame(plain[["merge", "reading", "dataset"]]))
     everywhere = []
     for merge in dict.fromkeys(plain["merge"]):
-        signs = {r: {_sign(shifts.loc[(d, merge, r)], "difference") for d in sets} for r in READINGS}
-        found = [f"{READINGS[r].words} {'+' if s == {1} else '-'}" for r, s in signs.items() if s in ({1}, {-1})]
-        everywhere.append(f"{merge}: {', '.join(found) or 'nothing'}")
+        found = {r: [side.get((merge, r, d), 0) for d in sets] for r in READINGS}
+        words = [f"{READINGS[r].words} {'+' if s[0] > 0 else '-'}" for r, s in found.items() if s[0] and len({*s}) == 1]
+        everywhere.append(f"{merge}: {', '.join(words) or 'nothing'}")
     return f"{text}; what a merge changes against {BASELINE} on every set: {' | '.join(everywhere)}."
 
 
 def _changes(rows: pd.DataFrame) -> str:
-    """What a prior changes, in percent of what it was."""
-    kept = rows.set_index("reading").loc[[r for r in READINGS if r in set(rows["reading"])]]
-    groups = {"more": kept["ci_low"] > 0, "less": kept["ci_high"] < 0}
+    """What a prior changes: shares in percentage points, other readings in percent of what they were."""
+    kept = rows.set_index("reading")
+    groups = {"more": kept["relative_low"] > 0, "less": kept["relative_high"] < 0}
+    groups["not distinguishable"] = kept["relative_low"].notna() & ~groups["more"] & ~groups["less"]
+    groups["no interval"] = kept["relative_low"].isna()
     parts = []
     for name, which in groups.items():
-        words = [f"{READINGS[r].words} {_relative(row)}" for r, row in kept[which].iterrows()]
-        parts.append(f"{name}: {', '.join(words) or 'nothing'}")
-    unsure = kept[~groups["more"] & ~groups["less"] & kept["mean"].notna()].index
-    parts.append(f"not distinguishable: {', '.join(READINGS[r].words for r in unsure) or 'nothing'}")
+        told = [f"{READINGS[r].words} {_change(row, r)}" for r, row in kept[which].iterrows()]
+        if told or name in ("more", "less"):
+            short = [READINGS[r].words for r in kept[which].index]
+            parts.append(f"{name}: {', '.join(told if name in ('more', 'less') else short) or 'nothing'}")
     n = kept["n"].max()
-    return f"{'; '.join(parts)} (relative to no prior, mean over n = {n} merges, 95 % CI over merges and seeds)."
+    return f"{'; '.join(parts)} (against no prior, mean over n = {n} merges, 95 % CI over merges and seeds)."
 
 
-def _symmetry(rows: pd.DataFrame, priors: pd.DataFrame) -> str:
-    """How far the nets without a prior keep their class, and what augmentation and a spatial transformer add."""
-    plain = rows[rows["arm"] == "plain"]
-    words = []
-    for transformation in SYMMETRIES:
-        of = plain[(plain["transformation"] == transformation) & (plain["amount"] != SYMMETRIES[transformation])]
-        means = of.groupby("amount")["mean"]
-        curve = [f"{amount:g}: {100 * values.mean():.0f}" for amount, values in means]
-        words.append(f"{transformation} {', '.join(curve)}")
-    text = f"without a prior the class stays (%, mean over merges, by amount): {'; '.join(words)}"
+def _symmetry(rows: pd.DataFrame, priors: pd.DataFrame, aligned: pd.DataFrame) -> str:
+    """How long nets without a prior keep what they have right, and what augmentation and a transformer add."""
+    plain = rows[(rows["arm"] == "plain") & (rows["merge"] == BASELINE)].set_index(["transformation", "amount"])
+    words = [
+        f"{name} {amount:g} {_percent(plain.loc[(name, amount)])}"
+        for name, amounts in TOLD.items()
+        for amount in amounts
+        if (name, amount) in plain.index
+    ]
+    text = f"of the images that {BASELINE} has right without a prior it keeps (%): {', '.join(words)}"
     for arm, of_arm in priors[priors["arm"].isin(["augment", "stn"])].groupby("arm", sort=False):
         found = of_arm.set_index("reading")
-        changes = [f"{READINGS[r].words} {_points(found.loc[r])}" for r in (*SYMMETRIES, "error")]
-        text += f"; {arm} changes (points): {', '.join(changes)}"
+        changes = [f"{READINGS[r].words} {_change(found.loc[r], r)}" for r in (*SYMMETRIES, "error")]
+        text += f"; {arm} changes {', '.join(changes)}"
+    for transformation, of in aligned.groupby("transformation", sort=False):
+        least, most = of.loc[of["mean"].idxmin()], of.loc[of["mean"].idxmax()]
+        text += (
+            f"; of a {transformation} the spatial transformer takes back (%) {_percent(least)} ({least['merge']}) to "
+        )
+        text += f"{_percent(most)} ({most['merge']})"
     return f"{text}."
 
 
@@ -133,13 +163,16 @@ def _number(row: Mapping, reading: str, mean: str, low: str, high: str) -> str:
     return f"{scale * row[mean]:.3g}{interval}" + (f" {unit}" if unit else "")
 
 
+def _percent(row: Mapping) -> str:
+    interval = "" if pd.isna(row["ci_low"]) else f" [{100 * row['ci_low']:.0f}, {100 * row['ci_high']:.0f}]"
+    return f"{100 * row['mean']:.0f}{interval}"
+
+
 def _tau(row: Mapping) -> str:
     return f"{row['tau']:+.2f} [{row['tau_low']:+.2f}, {row['tau_high']:+.2f}]"
 
 
-def _relative(row: Mapping) -> str:
-    return "{:+.0f} % [{:+.0f}, {:+.0f}]".format(*(100 * row[f"relative{end}"] for end in ("", "_low", "_high")))
-
-
-def _points(row: Mapping) -> str:
-    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * row[name] for name in ("mean", "ci_low", "ci_high")))
+def _change(row: Mapping, reading: str) -> str:
+    unit = "points" if READINGS[reading].share else "%"
+    numbers = [100 * row[f"relative{end}"] for end in ("", "_low", "_high")]
+    return "{:+.1f} {} [{:+.1f}, {:+.1f}]".format(numbers[0], unit, *numbers[1:])

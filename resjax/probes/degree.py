@@ -34,7 +34,7 @@ def degree(at: Subject, *, count: int = 64, nodes: int = 64) -> pd.DataFrame:
     images = np.asarray(at.x_BxHxWxC)
     paths["circle"] = np.stack([on_circle(images[three], nodes) for three in groups(of, count, 3)])
     shares = {
-        path: of_path(np.moveaxis(function.g(paths[path]).astype(float), -1, 1).reshape(-1, nodes))
+        path: of_path(np.moveaxis(function.g(paths[path]), -1, 1).reshape(-1, nodes))
         for path, of_path in {"line": chebyshev_energy, "circle": fourier_energy}.items()
     }
     tables = {path: pd.DataFrame({"k": np.arange(1, len(e) + 1), "energy": e}) for path, e in shares.items()}

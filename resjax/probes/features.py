@@ -14,6 +14,8 @@ from resjax.probes.subject import Subject
 def dimension(at: Subject, *, neighbours: int = 10) -> pd.DataFrame:
     """One row: the local intrinsic dimension of the features, and of the images themselves.
 
+    Where classes are far apart, an image's neighbours are of its class: then it is the dimension of a class.
+
     Columns: features, images: `intrinsic_dimension` of both.
 
     Args:

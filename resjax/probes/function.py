@@ -1,5 +1,6 @@
 """The function that a net has learned, in units in which nets can be compared, and where to look at it."""
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -8,10 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from scipy.special import softmax
 
 from resjax.data.subsets import stream
 from resjax.probes.objective import CHUNK
 from resjax.probes.subject import Subject
+
+SURE = 0.99
 
 
 class Function(NamedTuple):
@@ -19,7 +23,8 @@ class Function(NamedTuple):
 
     Logits have a mean over classes that no probability sees, and a scale that training raises without end. So g are
     the logits without the former and in units of the latter: their root mean square over the subject's images and
-    classes is 1.
+    classes is 1. And p are the class probabilities at one temperature for all nets, softmax(sharpness(K) g): a net that
+    is only surer of itself has the same g and p.
 
     Attributes:
       at: the replica.
@@ -36,18 +41,24 @@ class Function(NamedTuple):
         return cls(at, float(jnp.sqrt(jnp.mean(jnp.square(found)))))
 
     def g(self, x: jax.Array) -> np.ndarray:
-        """The values g, [..., K], of images [..., H, W, C]."""
-        found = self._logits(x)
-        return np.asarray(_centred(found)) / self.scale
-
-    def p(self, x: jax.Array) -> np.ndarray:
-        """Class probabilities [..., K] of images [..., H, W, C]."""
-        return np.asarray(jax.nn.softmax(self._logits(x)))
-
-    def _logits(self, x: jax.Array) -> jax.Array:
+        """The values g, [..., K] float64, of images [..., H, W, C]."""
         inside = self.at.x_BxHxWxC.ndim - 1
         found = logits(self.at.net, self.at.variables, jnp.asarray(x).reshape(-1, *x.shape[-inside:]))
-        return found.reshape(*x.shape[:-inside], -1)
+        return np.asarray(_centred(found), float).reshape(*x.shape[:-inside], -1) / self.scale
+
+
+def probabilities(g: np.ndarray) -> np.ndarray:
+    """The probabilities p [..., K] of values g [..., K]."""
+    return softmax(sharpness(g.shape[-1]) * g, axis=-1)
+
+
+def sharpness(num_classes: int) -> float:
+    """The factor of g at which a net that is equally sure of all images gives each one's class the probability SURE.
+
+    Of such a net the class leads the others by K / sqrt(K - 1).
+    """
+    others = num_classes - 1
+    return math.log(SURE / (1 - SURE) * others) * math.sqrt(others) / num_classes
 
 
 def _centred(logits_BxK: jax.Array) -> jax.Array:

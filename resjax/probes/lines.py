@@ -1,13 +1,13 @@
 """The learned function between two images of different classes: regions, borders, detours, bends, and mixtures.
 
-g and p are those of `resjax.probes.function`; a line is x_t = (1 - t) a + t b for t in [0, 1], in equal steps.
+The g and p are those of `resjax.probes.function`; a line is x_t = (1 - t) a + t b for t in [0, 1], in equal steps.
 """
 
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from resjax.probes.function import Function, groups, labels
+from resjax.probes.function import Function, groups, labels, probabilities
 from resjax.probes.subject import Subject
 
 
@@ -18,10 +18,11 @@ def lines(at: Subject, *, count: int = 64, points: int = 65) -> pd.DataFrame:
       image_a, image_b: its ends, positions among the images.
       regions: pieces of the line that have one class each (1 plus the changes from point to point).
       third: share of the points whose class is that of neither end.
-      back: of the way that (p of a's class) - (p of b's class), the classes as labelled, goes up and down, the share
-        against its direction as a whole, in [0, 1/2]; 0 where it is monotone.
+      way: how far (p of a's class) - (p of b's class), the classes as labelled, goes up and down in all.
+      back: the part of it against its direction as a whole; 0 where it is monotone, at most half of `way`.
       curvature: the mean over t of |g''(t)|, the norm over classes of the second difference over its squared step: of
-        a polynomial up to degree 3 the second derivative itself, and of a piecewise linear net the sum of its kinks.
+        a polynomial up to degree 3 the second derivative itself. Danger: a piecewise linear net has kinks instead, and
+        those nearer to each other than a step count together: a net reads more with more points. Compare at equal ones.
 
     Args:
       at: a replica.
@@ -31,12 +32,12 @@ def lines(at: Subject, *, count: int = 64, points: int = 65) -> pd.DataFrame:
     function = Function.of(at)
     a, b = groups(labels(at), count, 2).T
     x_LxMxHxWxC = mixed(at.x_BxHxWxC, a, b, np.linspace(0, 1, points))
-    p_LxMxK, g_LxMxK = function.p(x_LxMxHxWxC), function.g(x_LxMxHxWxC).astype(float)
-    class_LxM = p_LxMxK.argmax(-1)
+    g_LxMxK = function.g(x_LxMxHxWxC)
+    p_LxMxK, class_LxM = probabilities(g_LxMxK), g_LxMxK.argmax(-1)
     ends_Lx1 = class_LxM[:, :1], class_LxM[:, -1:]
     at_line = np.arange(count)
     lead_LxM = p_LxMxK[at_line, :, labels(at)[a]] - p_LxMxK[at_line, :, labels(at)[b]]
-    step_LxM = np.diff(lead_LxM.astype(float), axis=1)
+    step_LxM = np.diff(lead_LxM, axis=1)
     way_L = np.abs(step_LxM).sum(1)
     second_LxMxK = np.diff(g_LxMxK, 2, axis=1) * (points - 1) ** 2
     columns = {
@@ -44,7 +45,8 @@ def lines(at: Subject, *, count: int = 64, points: int = 65) -> pd.DataFrame:
         "image_b": b,
         "regions": 1 + (class_LxM[:, 1:] != class_LxM[:, :-1]).sum(1),
         "third": ((class_LxM != ends_Lx1[0]) & (class_LxM != ends_Lx1[1])).mean(1),
-        "back": np.divide(way_L - np.abs(step_LxM.sum(1)), 2 * way_L, out=np.zeros(count), where=way_L > 0),
+        "way": way_L,
+        "back": (way_L - np.abs(step_LxM.sum(1))) / 2,
         "curvature": np.linalg.norm(second_LxMxK, axis=-1).mean(1),
     }
     return pd.DataFrame(columns)
@@ -66,7 +68,7 @@ def mixing(at: Subject, *, count: int = 128, points: int = 11) -> pd.DataFrame:
     function = Function.of(at)
     a, b = groups(labels(at), count, 2).T
     mix_M = np.linspace(0, 1, points)
-    p_LxMxK = function.p(mixed(at.x_BxHxWxC, a, b, mix_M)).astype(float)
+    p_LxMxK = probabilities(function.g(mixed(at.x_BxHxWxC, a, b, mix_M)))
     chord_LxMxK = (1 - mix_M[:, None]) * p_LxMxK[:, :1] + mix_M[:, None] * p_LxMxK[:, -1:]
     return pd.DataFrame({"mix": mix_M, "gap": np.abs(p_LxMxK - chord_LxMxK).sum(-1).mean(0) / 2})
 

@@ -11,6 +11,7 @@ from functools import partial
 
 import pandas as pd
 
+from resjax.probes.alignment import alignment
 from resjax.probes.curvature import curvature, density
 from resjax.probes.degree import degree
 from resjax.probes.features import dimension
@@ -74,6 +75,7 @@ PROBES: dict[str, Probe] = {
     "mixing": each(mixing),
     "degree": each(degree),
     "symmetry": each(symmetry),
+    "alignment": each(alignment),
     "dimension": each(dimension),
     "plane": first(plane),
 }

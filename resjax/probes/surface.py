@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from resjax.probes import planes
-from resjax.probes.function import Function, groups, labels
+from resjax.probes.function import Function, groups, labels, probabilities, sharpness
 from resjax.probes.subject import Subject
 
 
@@ -18,18 +18,19 @@ def smoothness(at: Subject) -> pd.DataFrame:
     Columns:
       image: its position among the images.
       jacobian: Frobenius norm of the Jacobian of the class probabilities by the normalised pixels, the sensitivity of
-        Novak et al. (2018, 1802.08760).
-      jacobian_logits: that of g (`resjax.probes.function`), which does not vanish where a net is sure.
+        Novak et al. (2018, 1802.08760), at the temperature of `resjax.probes.function`.
+      jacobian_logits: that of g, which does not vanish where a net is sure.
     """
     scale = Function.of(at).scale
-    found_2xB = jax.device_get(_jacobians(at.net, at.variables, at.x_BxHxWxC))
+    factor = sharpness(at.targets_BxK.shape[1]) / scale
+    found_2xB = jax.device_get(_jacobians(at.net, at.variables, at.x_BxHxWxC, factor))
     columns = {"jacobian": found_2xB[0], "jacobian_logits": found_2xB[1] / scale}
     return pd.DataFrame({"image": np.arange(len(at.x_BxHxWxC))} | columns)
 
 
 @partial(jax.jit, static_argnames="net")
-def _jacobians(net, variables, x_BxHxWxC) -> jax.Array:
-    """Norms [2, B], of probabilities and of centred logits. One pass back per class: no image sees another one."""
+def _jacobians(net, variables, x_BxHxWxC, factor) -> jax.Array:
+    """Norms [2, B], of softmax(factor logits) and of centred logits. One pass back per class: images don't mix."""
 
     def squares(answer):
         y_BxK, back = jax.vjp(answer, x_BxHxWxC)
@@ -42,7 +43,7 @@ def _jacobians(net, variables, x_BxHxWxC) -> jax.Array:
         return jnp.sum(jax.lax.map(of_class, one_hot_KxK), 0)
 
     def probabilities(x):
-        return jax.nn.softmax(net.apply(variables, x))
+        return jax.nn.softmax(factor * net.apply(variables, x))
 
     def centred(x):
         y = net.apply(variables, x)
@@ -64,7 +65,7 @@ def plane(at: Subject, *, points: int = 41, margin: float = 0.25) -> pd.DataFram
     """
     through = planes.through(np.asarray(at.x_BxHxWxC[corners(labels(at))]))
     xy_Nx2 = through.grid(points, margin).reshape(-1, 2)
-    p_NxK = Function.of(at).p(through.images(xy_Nx2))
+    p_NxK = probabilities(Function.of(at).g(through.images(xy_Nx2)))
     highest_NxK = np.sort(p_NxK, 1)
     columns = {"x": xy_Nx2[:, 0], "y": xy_Nx2[:, 1], "label": p_NxK.argmax(1)}
     return pd.DataFrame(columns | {"margin": highest_NxK[:, -1] - highest_NxK[:, -2]})

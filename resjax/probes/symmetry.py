@@ -33,6 +33,7 @@ def symmetry(at: Subject) -> pd.DataFrame:
         left out (of 8x8 pixels those above 2); a scale above 1 magnifies, about the centre.
       images: how many.
       consistency: share of images whose predicted class is that of the untransformed image.
+      kept: the same among the images that, untransformed, are classified as their label; nan without any.
       accuracy: share of images that, transformed, are classified as their label.
       tv: mean total variation sum_k |p_k - q_k| / 2 between class probabilities before and after.
 
@@ -51,6 +52,7 @@ def symmetry(at: Subject) -> pd.DataFrame:
         return np.asarray(jax.nn.softmax(logits(at.net, at.variables, transformed(x, matrix_2x3))))
 
     before_BxK = seen(np.eye(2, 3))
+    right_B = before_BxK.argmax(1) == label_B
     rows = []
     for name, (amounts, _) in TRANSFORMATIONS.items():
         for amount in amounts:
@@ -60,6 +62,7 @@ def symmetry(at: Subject) -> pd.DataFrame:
             found_SxB = after_SxBxK.argmax(2)
             row = {"transformation": name, "amount": float(amount), "images": len(label_B)}
             row["consistency"] = np.mean(found_SxB == before_BxK.argmax(1)[None])
+            row["kept"] = np.mean(found_SxB[:, right_B] == label_B[None, right_B]) if right_B.any() else np.nan
             row["accuracy"] = np.mean(found_SxB == label_B[None])
             row["tv"] = np.abs(after_SxBxK - before_BxK[None]).sum(2, dtype=float).mean() / 2
             rows.append(row)
