@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test lint smoke bench clean
+.PHONY: setup run test lint smoke bench notebook figures paper paper-smoke clean
 
 setup: $(VENV)/.done
 
@@ -35,10 +35,22 @@ $(VENV)/.bench: $(VENV)/.done
 	$(BIN)/pip install --quiet --editable '.[bench]'
 	@touch $@
 
-STUDIES := compare ntk_generalization signal saturation landscape lesion cause degree interpolators
+STUDIES := compare ntk_generalization signal saturation landscape lesion cause degree interpolators surface
 smoke: $(STUDIES:%=smoke-%)
 smoke-%: setup  # that they run to their end; unoptimised programs compile in three quarters of the time
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m experiments.$* --smoke --workdir=$$(mktemp -d)
+
+notebook: setup  # that it runs; `make test` looks at what stands in it
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 RESJAX_NOTEBOOK_RUN=1 $(BIN)/python -m pytest --numprocesses=0 tests/test_notebook.py
+
+figures: setup  # from results/ alone, without JAX
+	$(BIN)/python -m experiments.figures
+
+paper: setup
+	$(BIN)/python -m experiments.paper
+
+paper-smoke: setup
+	$(BIN)/python -m experiments.paper --smoke --workdir=paper_smoke/runs
 
 clean:
 	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache

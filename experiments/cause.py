@@ -234,12 +234,19 @@ def report(rows: pd.DataFrame, out: str, header: dict[str, str], console: Consol
     for name, text in sentences.items():
         console.print(f"\n{name}: {text}", markup=False, highlight=False)
     header = header | sentences
-    paths = [tables.write_csv(table, f"{out}{suffix}.csv", header) for suffix, table in written.items()]
-    paths += cause_figures.decomposition(written["_differences"], f"{out}_decomposition")
-    paths += cause_figures.laziness(written["_laziness"], f"{out}_laziness")
-    paths += cause_figures.axes(written["_differences"], f"{out}_axes")
-    if "_interaction" in written:
-        paths += cause_figures.interaction(written["_interaction"], f"{out}_interaction")
+    return [tables.write_csv(table, f"{out}{suffix}.csv", header) for suffix, table in written.items()] + draw(out)
+
+
+def draw(out: str | Path) -> list[Path]:
+    """Draws the figures of the tables OUT*.csv."""
+    read = tables.written(out, "_differences", "_laziness", "_interaction")
+    if "supports" in read[""]:
+        return cause_figures.battery(read[""], out)
+    paths = cause_figures.decomposition(read["_differences"], f"{out}_decomposition")
+    paths += cause_figures.laziness(read["_laziness"], f"{out}_laziness")
+    paths += cause_figures.axes(read["_differences"], f"{out}_axes")
+    if "_interaction" in read:
+        paths += cause_figures.interaction(read["_interaction"], f"{out}_interaction")
     return paths
 
 
@@ -255,7 +262,7 @@ def _report_battery(rows: pd.DataFrame, out: str, header: dict[str, str], consol
     paths = [tables.write_csv(arms, f"{out}.csv", header)]
     tuning = rows[rows["rung"] == "tuning"].drop(columns=["alpha", "steps", "moved"])
     paths.append(tables.write_csv(tuning, f"{out}_tuning.csv", header))
-    return paths + cause_figures.battery(arms, out)
+    return paths + draw(out)
 
 
 if __name__ == "__main__":

@@ -78,6 +78,11 @@ def parse(p: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Na
     return args
 
 
+def recorded(p: argparse.ArgumentParser, out: str | os.PathLike) -> argparse.Namespace:
+    """The flags with which the study was started that wrote OUT.csv."""
+    return parse(p, shlex.split(tables.read_header(f"{out}.csv")["command"])[3:])  # after python -m MODULE
+
+
 def datasets(text: str) -> list[str]:
     """The presets of a comma list. Raises ConfigError."""
     return chosen("--datasets", text, DATASETS)

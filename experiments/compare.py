@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 import pandas as pd
 from ml_collections import ConfigDict
@@ -74,9 +75,14 @@ def main(argv: Sequence[str] | None = None, train: cells.Train | None = None, re
     header = cells.header(MODULE, argv, [*tuned, *outcomes], time.monotonic() - began)
     written = {"": results, "_differences": differences} | ({} if tuning is None else {"_tuning": tuning})
     paths = [tables.write_csv(table, f"{args.out}{suffix}.csv", header) for suffix, table in written.items()]
-    for path in paths + figures.forest(differences, args.out, BASELINE):
+    for path in paths + draw(args.out):
         print(path)
     return int(any(o.run_dir is None for o in [*tuned, *outcomes]))
+
+
+def draw(out: str | Path) -> list[Path]:
+    """Draws the figure of OUT_differences.csv."""
+    return figures.forest(tables.read_csv(f"{out}_differences.csv"), out, BASELINE)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from experiments import cells, launchers, measuring
-from resjax.analysis import degree_figures, degree_tables, tables
+from resjax.analysis import degree_figures, degree_tables, figures, tables
 from resjax.config import ConfigError
 
 MODULE = "experiments.degree"
@@ -184,10 +184,19 @@ def report(
     paths = [
         tables.write_csv(table, f"{args.out}{suffix}.csv", header | sentences) for suffix, table in written.items()
     ]
-    paths += degree_figures.curves(written["_curves"], f"{args.out}_curves")
-    paths += degree_figures.needed(written["_needed"], f"{args.out}_needed", args.needed)
-    paths += degree_figures.speed(written["_speed"], f"{args.out}_speed")
-    return paths + degree_figures.energies(written["_energy"], f"{args.out}_energy")
+    return paths + draw(args.out)
+
+
+def draw(out: str | Path) -> list[Path]:
+    """Draws the figures of the tables OUT*.csv."""
+    read = tables.written(out, "_curves", "_needed", "_speed", "_energy")
+    plan = {
+        "_curves": ("_curves", degree_figures.curves),
+        "_needed": ("_needed", partial(degree_figures.needed, level=cells.recorded(_parser(), out).needed)),
+        "_speed": ("_speed", degree_figures.speed),
+        "_energy": ("_energy", degree_figures.energies),
+    }
+    return figures.of_tables(read, out, plan)
 
 
 if __name__ == "__main__":

@@ -97,14 +97,22 @@ def report(found: study.Found) -> list[Path]:
     out, header = found.args.out, found.header | said
     written = {"": nets, "_distances": apart, "_excess": beyond, "_differences": differences, "_race": ranked}
     paths = [tables.write_csv(table, f"{out}{suffix}.csv", header) for suffix, table in written.items() if len(table)]
-    if fitted.empty:
-        return paths
-    paths += interpolator_figures.errors(differences, f"{out}_errors")
-    paths += figures.forest(differences.sort_values("difference"), f"{out}_differences", label="test error")
-    if several:
-        paths += interpolator_figures.distance_map(apart, f"{out}_distances")
-    if several and ranked["tau"].notna().any():
-        paths += interpolator_figures.readings(counted, ranked, f"{out}_readings")
+    return paths + draw(out)
+
+
+def draw(out: str | Path) -> list[Path]:
+    """Draws the figures of the tables OUT*.csv, if any net interpolates; two of them take two merges that do."""
+    read = tables.written(out, "_distances", "_differences", "_race")
+    if not read[""]["interpolates"].any():
+        return []
+    paths = interpolator_figures.errors(read["_differences"], f"{out}_errors")
+    by_size = read["_differences"].sort_values("difference")
+    paths += figures.forest(by_size, f"{out}_differences", label="test error")
+    if "_race" in read:
+        paths += interpolator_figures.distance_map(read["_distances"], f"{out}_distances")
+        if read["_race"]["tau"].notna().any():
+            counted = interpolator_tables.compared(read[""])
+            paths += interpolator_figures.readings(counted, read["_race"], f"{out}_readings")
     return paths
 
 

@@ -28,7 +28,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +35,7 @@ import pandas as pd
 from ml_collections import ConfigDict
 
 from experiments import cells, measuring, study
-from resjax.analysis import landscape_figures, tables
+from resjax.analysis import figures, landscape_figures, tables
 from resjax.analysis.landscape_tables import (
     barriers,
     by_seed,
@@ -52,6 +51,7 @@ from resjax.analysis.landscape_tables import (
 from resjax.config import ConfigError
 
 MODULE = "experiments.landscape"
+COURSE = ["dataset", "cell", "merge", "seed", "epoch", "loss", "grad_norm"]
 READINGS = ["asam", "sam", "box", "lambda_max", "trace"]
 SMOKE = {
     "datasets": "cube_degree2", "merges": "mul_bn1", "swept": "mul_bn1", "planes": "mul_bn1", "batch_sizes": (32, 64),
@@ -144,11 +144,10 @@ def report(found: study.Found) -> list[Path]:
     curvature = not_diverged(core.probed("curvature"), nets) if courses else pd.DataFrame()
     density, lines, surface = (found.looks[name] for name in ("density", "interpolation", "surface"))
     sharp = _with_results(found, nets)
-    escaped = stalled = pairs = q14 = q15 = pd.DataFrame()
+    stalled = pairs = q14 = q15 = pd.DataFrame()
     verdicts = {"left out": _left_out(nets)}
     if len(curvature):
         curvature, stalled = drops(curvature), stalls(course)
-        escaped = curvature.dropna(subset=["escape_drop"])
         q14 = _negative_correlations(curvature)
         verdicts |= {"verdict on Q13": _q13(stalled, curvature), "verdict on Q14": _q14(curvature, q14)}
     if len(sharp):
@@ -165,21 +164,31 @@ def report(found: study.Found) -> list[Path]:
         "": nets, "_curvature": curvature, "_stalls": stalled, "_density": density, "_sharpness": sharp,
         "_correlations": pd.concat(correlated, ignore_index=True) if correlated else pd.DataFrame(),
         "_planes": surface, "_lines": lines, "_barriers": pairs,
+        "_course": course.loc[course["split"] == "train", COURSE] if len(course) else course,
     }  # fmt: skip
     paths = [tables.write_csv(table, f"{out}{suffix}.csv", header) for suffix, table in written.items() if len(table)]
-    drawn = {
-        "_curvature": (landscape_figures.training, curvature),
-        "_negative": (landscape_figures.negative_against_loss, curvature),
-        "_escape": (landscape_figures.escapes, escaped),
-        "_gradients": (landscape_figures.gradients, course),
-        "_density": (landscape_figures.densities, smoothed(density) if len(density) else density),
-        "_sharpness": (landscape_figures.sweep, sharp),
-        "_planes": (landscape_figures.planes, surface),
-        "_lines": (partial(landscape_figures.lines, barriers=pairs), lines),
+    return paths + draw(out)
+
+
+def draw(out: str | Path) -> list[Path]:
+    """Draws the figures of the tables OUT*.csv; of what no net has said anything there is none."""
+    read = tables.written(out, "_curvature", "_course", "_density", "_sharpness", "_planes", "_lines", "_barriers")
+    plan = {
+        "_curvature": ("_curvature", landscape_figures.training),
+        "_negative": ("_curvature", landscape_figures.negative_against_loss),
+        "_escape": ("_curvature", lambda table, path: _escapes(table.dropna(subset=["escape_drop"]), path)),
+        "_gradients": ("_course", landscape_figures.gradients),
+        "_density": ("_density", lambda table, path: landscape_figures.densities(smoothed(table), path)),
+        "_sharpness": ("_sharpness", landscape_figures.sweep),
+        "_planes": ("_planes", landscape_figures.planes),
+        "_lines": ("_lines", lambda table, path: landscape_figures.lines(table, read["_barriers"], path)),
     }
-    for suffix, (draw, table) in drawn.items():
-        paths += draw(table, path=f"{out}{suffix}") if len(table) else []
-    return paths
+    return figures.of_tables(read, out, plan)
+
+
+def _escapes(drops: pd.DataFrame, path: str) -> list[Path]:
+    """None where no net has negative curvature."""
+    return landscape_figures.escapes(drops, path) if len(drops) else []
 
 
 def _left_out(nets: pd.DataFrame) -> str:

@@ -110,9 +110,15 @@ def report(found: study.Found) -> list[Path]:
         header[where] = sentence
     out = found.args.out
     written = {"": nets, "_effects": effects, "_curves": curves}
-    paths = [tables.write_csv(table, f"{out}{suffix}.csv", header) for suffix, table in written.items()]
+    return [tables.write_csv(table, f"{out}{suffix}.csv", header) for suffix, table in written.items()] + draw(out)
+
+
+def draw(out: str | Path) -> list[Path]:
+    """Draws the figures of the tables OUT*.csv."""
+    paths, read = [], tables.written(out, "_effects", "_curves")
+    effects = read["_effects"]
     for suffix, (ylabel, names) in CURVES.items():
-        paths += lesion_figures.lines(curves, f"{out}{suffix}", names, ylabel)
+        paths += lesion_figures.lines(read["_curves"], f"{out}{suffix}", names, ylabel)
     paths += lesion_figures.trainability(effects, f"{out}_trainability")
     deepest = effects[(effects["depth"] == effects["depth"].max()) & (effects["norm"] == "bn")]
     costs = deepest[deepest["metric"].isin(FOREST)]

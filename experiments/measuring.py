@@ -17,7 +17,6 @@ from experiments import launchers
 from experiments.board import Board
 from resjax.analysis import tables
 from resjax.training import rundir
-from resjax.training.startup import cores
 
 # (config, workdir, **options) -> table name -> rows; module-level, for other processes find it by its name.
 Measure = Callable[..., dict[str, list[dict]]]
@@ -27,9 +26,9 @@ def workers() -> int:
     """Processes that measure where nothing else is said: one per core, but one alone on an accelerator."""
     import jax
 
-    if jax.default_backend() != "cpu":
-        return 1
-    return cores()
+    from resjax.training.startup import cores
+
+    return cores() if jax.default_backend() == "cpu" else 1
 
 
 def measure_all(

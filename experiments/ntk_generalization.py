@@ -30,12 +30,8 @@ from rich.console import Console
 
 from experiments import cells, launchers, measuring
 from resjax import config as config_lib
-from resjax.analysis import ntk_figures, race, tables
+from resjax.analysis import figures, ntk_figures, race, tables
 from resjax.config import ConfigError
-from resjax.data.dataset import load
-from resjax.ntk.measure import AFTER, measure, pool_of
-from resjax.theory import kernel_predictors
-from resjax.theory.predictors import PREDICTORS
 
 MODULE = "experiments.ntk_generalization"
 SMOKE = {
@@ -76,9 +72,12 @@ DESIGNS = {
 
 
 def main(
-    argv: Sequence[str] | None = None, train: cells.Train | None = None, measure: measuring.Measure = measure
+    argv: Sequence[str] | None = None, train: cells.Train | None = None, measure: measuring.Measure | None = None
 ) -> int:
     """Runs the study; returns the exit code. `train` and `measure` replace the trainer and the measurement."""
+    from resjax.data.dataset import load
+    from resjax.ntk import measure as of_kernels
+
     argv = sys.argv[1:] if argv is None else argv
     args = cells.parse(_parser(), argv)
     console, began = Console(), time.monotonic()
@@ -89,13 +88,13 @@ def main(
         pools = configurations(args)
         train = train or cells.trainer(launcher, next(iter(pools.values()))[0])
         for config, pool in {config.dataset.name: (config, pool) for config, pool in pools.values()}.values():
-            pool_of(load(config.dataset), pool)  # complains before anything is trained
+            of_kernels.pool_of(load(config.dataset), pool)  # complains before anything is trained
         configs = {label: config for label, (config, _) in pools.items()}
         outcomes = cells.run(configs, train, args.workdir, console, launcher)
         todo = {o.label: (o.config, {"pool": pools[o.label][1]}) for o in outcomes if o.run_dir}
         if launcher is launchers.in_this_process:  # measurements, unlike trainings, don't use all cores
             launcher = partial(launchers.in_processes, processes=args.workers or measuring.workers())
-        measured = measuring.measure_all(todo, measure, "ntk", args.workdir, console, launcher)
+        measured = measuring.measure_all(todo, measure or of_kernels.measure, "ntk", args.workdir, console, launcher)
         if not measured:
             raise ConfigError("no run could be measured; the reasons stand above")
         header = cells.header(MODULE, argv, outcomes, time.monotonic() - began)
@@ -174,12 +173,19 @@ RESULTS = ["error", "generalization_gap", "train_accuracy", "train_loss", "test_
 
 def racers(nets: pd.DataFrame) -> dict[str, tuple[int, bool]]:
     """Column -> (sign, whether it is a plain baseline); beside the predictors, the trained net's validation error."""
+    from resjax.ntk.measure import AFTER
+    from resjax.theory.predictors import PREDICTORS
+
     known = {name: PREDICTORS.get(name.removeprefix(AFTER)) for name in nets.columns}
     return {"validation_error": (1, False)} | {name: (p.sign, p.baseline) for name, p in known.items() if p}
 
 
 def is_of_kernel(name: str) -> bool:
     """Whether a racer is made of the kernel's eigenvalues or solves, at either moment."""
+    from resjax.ntk.measure import AFTER
+    from resjax.theory import kernel_predictors
+    from resjax.theory.predictors import PREDICTORS
+
     predictor = PREDICTORS.get(name.removeprefix(AFTER))
     return predictor is not None and predictor.function.__module__ == kernel_predictors.__name__
 
@@ -193,16 +199,28 @@ def report(
     kernel_rows = list(filter(is_of_kernel, columns))
     written = {"": nets, "_regression": regression, "_spectra": spectra}
     for target, suffix in (("error", "_race"), ("generalization_gap", "_race_gap")):
-        written[suffix] = race.race(nets, columns, target)
+        result = race.race(nets, columns, target)
+        written[suffix] = result.assign(of_kernel=result["predictor"].map(is_of_kernel))
         text = race.verdict(written[suffix], nets, kernel_rows, target)
         header = header | {f"verdict on the {target.replace('_', ' ')}": text}
         console.print(f"\n{target.replace('_', ' ')}: {text}", markup=False, highlight=False)
     paths = [tables.write_csv(table, f"{out}{suffix}.csv", header) for suffix, table in written.items()]
-    paths += ntk_figures.spectra(spectra, f"{out}_spectra")
-    paths += ntk_figures.predicted_against_measured(by_method(regression), f"{out}_regression")
-    paths += ntk_figures.race_forest(written["_race"], f"{out}_race")
-    best = max(filter(is_of_kernel, columns), key=written["_race"].set_index("predictor")["tau"].fillna(-2).get)
-    return paths + ntk_figures.trained_against_predicted(nets, f"{out}_best", best, sign=columns[best][0])
+    return paths + draw(out)
+
+
+def draw(out: str | Path) -> list[Path]:
+    """Draws the figures of the tables OUT*.csv."""
+    read = tables.written(out, "_spectra", "_regression", "_race")
+    kernels = read["_race"][read["_race"]["of_kernel"]]
+    best = kernels.loc[kernels["tau"].fillna(-2).idxmax()]
+    of_best = partial(ntk_figures.trained_against_predicted, predictor=best["predictor"], sign=best["sign"])
+    plan = {
+        "_spectra": ("_spectra", ntk_figures.spectra),
+        "_regression": ("_regression", lambda t, path: ntk_figures.predicted_against_measured(by_method(t), path)),
+        "_race": ("_race", ntk_figures.race_forest),
+        "_best": ("", of_best),
+    }
+    return figures.of_tables(read, out, plan)
 
 
 def by_method(regression: pd.DataFrame) -> pd.DataFrame:

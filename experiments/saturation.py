@@ -17,7 +17,7 @@ the merge kills units; then dropping it closes the gap that is there with it. Wh
 "supported", is said in resjax/analysis/saturation.py: `hypotheses`.
 
 Writes OUT.csv (a row per cell and seed), OUT_gates.csv (what the probe saw), OUT_course.csv, OUT_effects.csv,
-OUT_hypotheses.csv, OUT_rates.csv, OUT_masks.csv, OUT_costs.csv, and figures.
+OUT_hypotheses.csv, OUT_rates.csv, OUT_masks.csv, OUT_maps.csv, OUT_costs.csv, and figures.
 Exit code 1: a cell failed; 2: bad input, in one line; 128 + n: stopped by signal n.
 """
 
@@ -33,11 +33,22 @@ import numpy as np
 import pandas as pd
 
 from experiments import cells, measuring, study
-from experiments.saturation_cells import COUNTED, MERGES, PARTS, configurations, cures, pairs, parts, words
+from experiments.saturation_cells import (
+    BASELINE,
+    COUNTED,
+    MERGES,
+    PARTS,
+    configurations,
+    cures,
+    pairs,
+    parts,
+    words,
+)
 from resjax import config as config_lib
 from resjax.analysis import saturation, tables
 from resjax.analysis import saturation_figures as figures
 from resjax.analysis import saturation_verdicts as verdicts
+from resjax.analysis.figures import of_tables
 
 MODULE = "experiments.saturation"
 COSTED = ("add", "mul", "gate_sig", "se", "cbam", "eca", "simam", "gate_granularity")
@@ -81,12 +92,10 @@ class Results(NamedTuple):
     Attributes:
       tables: by what follows OUT in the file's name.
       verdicts: by what they are on.
-      figures: functions of a path, named after what follows OUT.
     """
 
     tables: dict[str, pd.DataFrame]
     verdicts: dict[str, str]
-    figures: list[partial]
 
 
 def report(found: study.Found) -> list[Path]:
@@ -94,16 +103,19 @@ def report(found: study.Found) -> list[Path]:
     chosen = parts(found.args)
     labels = {name: list(dict.fromkeys(cell.label for cell in own)) for name, own in chosen.items()}
     nets = with_metrics(found)
-    results = Results({"": nets, "_effects": saturation.effects(nets, pairs(chosen, set(nets["cell"])))}, {}, [])
+    results = Results({"": nets, "_effects": saturation.effects(nets, pairs(chosen, set(nets["cell"])))}, {})
     gates = looked_at(found)
     if len(gates):
         _on_gates(results, nets, gates, labels.get("gates", []))
-    if "controls" in labels:
-        _on_controls(results, nets, gates, labels["controls"])
+    if "controls" in labels and len(gates) and (tests := cures(labels["controls"])):
+        results.tables["_hypotheses"] = saturation.hypotheses(nets, gates, tests)
+        results.verdicts["Q5, explanations"] = verdicts.on_gates(results.tables["_hypotheses"])
     if "rates" in labels:
-        _on_rates(results, nets[nets["cell"].isin(labels["rates"])])
-    if "number" in labels:
-        _on_number(results, nets, min(found.args.blocks, default=0))
+        results.tables["_rates"] = saturation.best_rates(nets[nets["cell"].isin(labels["rates"])])
+        results.verdicts["Q5, learning rate"] = verdicts.on_rates(results.tables["_rates"], results.tables["_effects"])
+    few = f"{COUNTED[0]}, {min(found.args.blocks, default=0)} gated"
+    if "number" in labels and {few, *COUNTED[:2]} <= set(nets["cell"]):
+        results.verdicts["Q6, number and granularity"] = verdicts.on_number(nets, COUNTED[0], few, COUNTED[1])
     if "masks" in labels:
         _on_masks(results, found.looks["masks"])
     for name, text in results.verdicts.items():
@@ -111,7 +123,34 @@ def report(found: study.Found) -> list[Path]:
     header = found.header | {f"verdict on {name}": text for name, text in results.verdicts.items()}
     out = found.args.out
     paths = [tables.write_csv(table, f"{out}{suffix}.csv", header) for suffix, table in results.tables.items()]
-    return paths + [path for figure in results.figures for path in figure(f"{out}_{figure.func.__name__}")]
+    return paths + draw(out)
+
+
+def draw(out: str | Path) -> list[Path]:
+    """Draws the figures of the tables OUT*.csv, of the parts that were studied."""
+    read = tables.written(out, "_effects", "_gates", "_course", "_rates", "_maps")
+    nets, effects = read[""], read["_effects"]
+    of = {part: effects[effects["arm"] == part] for part in ("gates", "controls", "number")}
+    gated = {BASELINE, *of["gates"]["cell"]}
+    plan = {}
+    if len(of["gates"]) and "_gates" in read:
+        lost = int((nets["cell"].isin(gated) & (nets["status"] == "diverged")).sum())
+        read |= {name: read[name][read[name]["cell"].isin(gated)] for name in ("_gates", "_course")}
+        if (read["_gates"]["gate"] != "").any():
+            plan["_histograms"] = ("_gates", partial(figures.histograms, lost=lost))
+        plan["_course"] = ("_course", partial(figures.course, lost=lost))
+    if len(of["controls"]):
+        plan["_effects"] = ("_effects", lambda _, path: figures.effects(of["controls"], path))
+    if "_rates" in read:
+        merge, words = nets["merge"], nets["cell"].str.replace(", rate [^,]+", "", regex=True)
+        swept = merge.isin([BASELINE, *read["_rates"]["merge"]]) & words.isin(
+            [*merge, *(merge + ", " + nets["schedule"])]
+        )
+        plan["_rates"] = ("", lambda nets, path: figures.rates(nets[swept], path))
+    if len(of["number"]):
+        blocks = nets[["cell", "blocks"]].drop_duplicates()
+        plan["_number"] = ("", lambda _, path: figures.number(of["number"].merge(blocks, on="cell"), path))
+    return of_tables(read, out, plan | {"_masks": ("_maps", figures.masks)})
 
 
 def looked_at(found: study.Found) -> pd.DataFrame:
@@ -128,37 +167,9 @@ def _on_gates(results: Results, nets: pd.DataFrame, gates: pd.DataFrame, labels:
     course = saturation.over_training(gates)
     results.tables.update({"_gates": gates, "_course": course})
     own, course = gates[gates["cell"].isin(labels)], course[course["cell"].isin(labels)]
-    lost = nets[nets["cell"].isin(labels) & (nets["status"] == "diverged")]
     if (own["gate"] != "").any():
-        results.figures.append(partial(figures.histograms, own, lost=len(lost)))
+        lost = nets[nets["cell"].isin(labels) & (nets["status"] == "diverged")]
         results.verdicts["Q6, saturation"] = verdicts.on_attention(course, lost)
-    if len(own):
-        results.figures.append(partial(figures.course, course, lost=len(lost)))
-
-
-def _on_controls(results: Results, nets: pd.DataFrame, gates: pd.DataFrame, labels: list[str]) -> None:
-    effects = results.tables["_effects"]
-    if len(own := effects[effects["arm"] == "controls"]):
-        results.figures.append(partial(figures.effects, own))
-    if len(gates) and (tests := cures(labels)):
-        results.tables["_hypotheses"] = saturation.hypotheses(nets, gates, tests)
-        results.verdicts["Q5, explanations"] = verdicts.on_gates(results.tables["_hypotheses"])
-
-
-def _on_rates(results: Results, nets: pd.DataFrame) -> None:
-    results.tables["_rates"] = saturation.best_rates(nets)
-    results.verdicts["Q5, learning rate"] = verdicts.on_rates(results.tables["_rates"], results.tables["_effects"])
-    results.figures.append(partial(figures.rates, nets))
-
-
-def _on_number(results: Results, nets: pd.DataFrame, least: int) -> None:
-    effects = results.tables["_effects"]
-    blocks = nets[["cell", "blocks"]].drop_duplicates()
-    if len(own := effects[effects["arm"] == "number"]):
-        results.figures.append(partial(figures.number, own.merge(blocks, on="cell")))
-    few = f"{COUNTED[0]}, {least} gated"
-    if {few, *COUNTED[:2]} <= set(nets["cell"]):
-        results.verdicts["Q6, number and granularity"] = verdicts.on_number(nets, COUNTED[0], few, COUNTED[1])
 
 
 def _on_masks(results: Results, masks: pd.DataFrame) -> None:
@@ -167,7 +178,8 @@ def _on_masks(results: Results, masks: pd.DataFrame) -> None:
         return
     results.tables["_masks"] = saturation.attention(masks)
     results.verdicts["Q12, masks"] = verdicts.on_masks(results.tables["_masks"])
-    results.figures.append(partial(figures.masks, masks))
+    if len(maps := saturation.maps(masks)):
+        results.tables["_maps"] = maps
 
 
 def with_metrics(found: study.Found) -> pd.DataFrame:

@@ -23,18 +23,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import jax
 import pandas as pd
 from ml_collections import ConfigDict
 from rich.console import Console
 
 from experiments import cells, launchers, measuring
-from resjax.analysis import signal_figures, signal_tables, tables
+from resjax.analysis import figures, signal_figures, signal_tables, tables
 from resjax.config import ConfigError
-from resjax.models.build import check
-from resjax.models.merges import MERGES
-from resjax.probes import of_init
-from resjax.probes.stack import INITIALIZERS, predicted_ratio, stack
 
 MODULE = "experiments.signal"
 NORMS = ("bn", "ln")
@@ -62,9 +57,11 @@ class Cell:
 def main(
     argv: Sequence[str] | None = None,
     train: cells.Train | None = None,
-    measure: measuring.Measure = of_init.measure,
+    measure: measuring.Measure | None = None,
 ) -> int:
     """Runs the study; returns the exit code. `train` and `measure` replace the trainer and the measurement."""
+    from resjax.probes import of_init
+
     argv = sys.argv[1:] if argv is None else argv
     args = cells.parse(_parser(), argv)
     console, began = Console(), time.monotonic()
@@ -86,7 +83,7 @@ def main(
             for look, own in looks.items()
             for k, c in own.items()
         }
-        measured = measuring.measure_all(jobs, measure, "init", args.workdir, console, launcher)
+        measured = measuring.measure_all(jobs, measure or of_init.measure, "init", args.workdir, console, launcher)
         found = {
             look: {k: measured[f"{look}, {k}"] for k in own if f"{look}, {k}" in measured}
             for look, own in looks.items()
@@ -117,6 +114,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def untrained(args: argparse.Namespace) -> dict[str, Cell]:
     """The nets that are looked at before training, by label. Raises ConfigError."""
+    from resjax.models.build import check
+    from resjax.models.merges import MERGES
+
     dataset, *more = cells.datasets(args.datasets)
     if more:
         raise ConfigError("--datasets: one at a time")
@@ -142,6 +142,8 @@ def untrained(args: argparse.Namespace) -> dict[str, Cell]:
 
 def trained(args: argparse.Namespace) -> dict[str, ConfigDict]:
     """The nets that are trained, by label. Raises ConfigError."""
+    from resjax.models.merges import MERGES
+
     dataset = cells.datasets(args.datasets)[0]
     return {merge: cells.config(args, dataset, merge) for merge in cells.merges(args.trained, MERGES)}
 
@@ -188,6 +190,10 @@ def zero_rows(found: Mapping[str, Mapping], stacks: pd.DataFrame) -> pd.DataFram
 
 def stacks_of(seeds: int) -> pd.DataFrame:
     """`resjax.probes.stack` of every initialiser, linear and with ReLU, with seed and the predicted ratio."""
+    import jax
+
+    from resjax.probes.stack import INITIALIZERS, predicted_ratio, stack
+
     found = [
         stack(name, activation, jax.random.key(seed)).assign(
             initializer=name, activation=activation, seed=seed, predicted=predicted_ratio(name, activation)
@@ -226,14 +232,23 @@ def report(
     for name in ("Q3", "theory", "relu(s*f)", "Q16", "Q18"):
         console.print(f"\n{name}: {header[name]}", markup=False, highlight=False)
     written = {"": nets, "_blocks": blocks, "_literal": literal, "_initialisers": ratios}
-    written["_zeros"] = signal_tables.zeros(zeros)
+    written |= {"_stacks": stacks, "_zeros": signal_tables.zeros(zeros)}
     paths = [tables.write_csv(table, f"{args.out}{suffix}.csv", header) for suffix, table in written.items()]
-    paths += signal_figures.blocks(blocks, f"{args.out}_blocks")
-    paths += signal_figures.gains(nets, f"{args.out}_gains")
-    paths += signal_figures.scales(nets, f"{args.out}_scales", of_init.LIMIT)
-    paths += signal_figures.literal(literal, f"{args.out}_literal")
-    paths += signal_figures.stacks(stacks, f"{args.out}_initialisers")
-    return paths + signal_figures.zeros(written["_zeros"], f"{args.out}_zeros")
+    return paths + draw(args.out)
+
+
+def draw(out: str | Path) -> list[Path]:
+    """Draws the figures of the tables OUT*.csv."""
+    read = tables.written(out, "_blocks", "_literal", "_stacks", "_zeros")
+    plan = {
+        "_blocks": ("_blocks", signal_figures.blocks),
+        "_gains": ("", signal_figures.gains),
+        "_scales": ("", signal_figures.scales),
+        "_literal": ("_literal", signal_figures.literal),
+        "_initialisers": ("_stacks", signal_figures.stacks),
+        "_zeros": ("_zeros", signal_figures.zeros),
+    }
+    return figures.of_tables(read, out, plan)
 
 
 if __name__ == "__main__":

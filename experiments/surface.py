@@ -5,18 +5,20 @@
 
 Trains the merges on each data set without any prior on the surface, and with priors (--arms): the preset's crops and
 flips, mixup, noise on the inputs, and a spatial transformer in front of the net. Every net is looked into on the same
-test images: its Jacobian, what it does on lines, circles and planes through images, its mixup gap, whether it keeps its
-answer under flip, shift, rotation and scale, the dimension of its features; and how far two seeds and two merges are
-apart as functions, on data, on mixtures and on noise. Logits are compared in units of their own spread, so that a net
-that is only surer of itself reads the same.
+test images, lines and plane: its Jacobian, what it does on lines, circles and planes through images, its mixup gap,
+whether it keeps what it has right under flip, shift, rotation and scale, the dimension of its features; and how far two
+seeds and two merges are apart as functions, on data, on mixtures and on noise. Logits are compared in units of their
+own spread, and probabilities at one temperature, so that a net that is only surer of itself reads the same. The
+learning rate is the config's for all.
 
 The report card of a data set has the merges as columns and the readings as rows, with 95 % CIs over seeds, and the rank
-correlation (Kendall) of every reading with the test error over merges, within a prior. Intervals are not corrected for
-the number of readings.
+correlation (Kendall) of every reading with the test error over merges, within a prior. Intervals are over trainings,
+for these images, lines and planes, and not corrected for the number of readings.
 
 Writes OUT.csv (a row per net), OUT_card.csv, OUT_ranks.csv, OUT_priors.csv, the curves OUT_symmetry.csv,
-OUT_spectra.csv and OUT_gaps.csv, OUT_equivalence.csv, OUT_planes.csv and OUT_corners.csv; figures; and a page
-OUT_DATASET.html for each data set. Exit code 1: a cell failed; 2: bad input, in one line; 128 + n: stopped by signal n.
+OUT_spectra.csv and OUT_gaps.csv, OUT_alignment.csv, OUT_equivalence.csv, OUT_planes.csv and OUT_corners.csv; figures;
+and a page OUT_DATASET.html for each data set. Exit code 1: a cell failed; 2: bad input, in one line; 128 + n: stopped
+by signal n.
 """
 
 import argparse
@@ -88,13 +90,16 @@ def arms(args: argparse.Namespace) -> list[str]:
 def looks(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """What is asked of every finished run; distances between nets of those without a prior, planes of `DRAWN`."""
     shared = {"images": args.images, "split": "test", "moments": "trained"}
-    arm_of = {label: label.split(", ")[1] for label in configurations(args)}
-    plain = [label for label, arm in arm_of.items() if arm == "plain"]
-    drawn = [label for label, arm in arm_of.items() if arm in DRAWN]
+    labels = list(configurations(args))
+
+    def of(*arms: str) -> dict[str, list[str]]:
+        return {"cells": [label for label in labels if label.split(", ")[1] in arms]}
+
     return {
         "readings": {"probe": ",".join(READ)} | shared,
-        "outputs": {"probe": ",".join(INPUTS.values()), "cells": plain} | shared,
-        "plane": {"probe": "plane", "points": 33, "cells": drawn} | shared,
+        "outputs": {"probe": ",".join(INPUTS.values())} | of("plain") | shared,
+        "plane": {"probe": "plane", "points": 33} | of(*DRAWN) | shared,
+        "alignment": {"probe": "alignment"} | of("stn") | shared,
     }
 
 
@@ -111,16 +116,18 @@ def report(found: study.Found) -> list[Path]:
         "_symmetry": surface_tables.symmetry_curves(found.looks["symmetry"]),
         "_spectra": surface_tables.spectra(found.looks["degree"]),
         "_gaps": surface_tables.gaps(found.looks["mixing"]),
+        "_alignment": surface_tables.alignments(found.looks["alignment"]),
         "_equivalence": surface_tables.equivalence({inputs: found.looks[probe] for inputs, probe in INPUTS.items()}),
         "_planes": surface_tables.planes(found.looks["plane"]),
         "_corners": corners(found),
     }
-    said = dict(verdicts(nets, *(written[name] for name in ("_card", "_ranks", "_priors", "_symmetry"))))
+    about = (written[name] for name in ("_card", "_ranks", "_priors", "_symmetry", "_alignment"))
+    said = dict(verdicts(nets, *about))
     for what, sentence in said.items():
         found.console.print(f"\n{what}: {sentence}", markup=False, highlight=False)
     out, header = found.args.out, found.header | said
     paths = [tables.write_csv(table, f"{out}{suffix}.csv", header) for suffix, table in written.items() if len(table)]
-    return paths + drawn(written, out, said, found.header)
+    return paths + draw(out)
 
 
 def corners(found: study.Found) -> pd.DataFrame:
@@ -148,28 +155,30 @@ def corners(found: study.Found) -> pd.DataFrame:
     return pd.concat(rows, ignore_index=True)
 
 
-def drawn(written: dict[str, pd.DataFrame], out: str, said: dict[str, str], header: dict[str, str]) -> list[Path]:
-    """The figures of these tables, and the pages."""
+def draw(out: str | Path) -> list[Path]:
+    """Draws the figures of the tables OUT*.csv, and writes the pages."""
+    suffixes = ("_card", "_ranks", "_priors", "_symmetry", "_spectra", "_gaps", "_equivalence", "_planes", "_corners")
+    read, header = tables.written(out, *suffixes), tables.read_header(f"{out}.csv")
+    said = tables.verdicts(header)
     shared = {}
-    if len(written["_priors"]):
-        shared["priors"] = surface_figures.priors(written["_priors"], f"{out}_priors")
-    if len(written["_ranks"]):
-        shared["common"] = surface_figures.common(written["_ranks"], f"{out}_common")
+    if "_priors" in read:
+        shared["priors"] = surface_figures.priors(read["_priors"], f"{out}_priors")
+    if "_ranks" in read:
+        shared["common"] = surface_figures.common(read["_ranks"], f"{out}_common")
+    ranks = read.get("_ranks", pd.DataFrame(columns=["dataset", "reading"]))
     of_set = {
-        "card": partial(surface_card.card, *(written[name] for name in ("_card", "_ranks", "_planes", "_corners"))),
-        "planes": partial(surface_planes.planes, written["_planes"], written["_corners"]),
-        "symmetry": partial(surface_figures.symmetries, written["_symmetry"]),
-        "spectra": partial(surface_figures.spectra, written["_spectra"]),
-        "gaps": partial(surface_figures.gaps, written["_gaps"]),
-        "equivalence": partial(surface_figures.equivalences, written["_equivalence"]),
+        "card": partial(surface_card.card, read["_card"], ranks, read["_planes"], read["_corners"]),
+        "planes": partial(surface_planes.planes, read["_planes"], read["_corners"]),
+        "symmetry": partial(surface_figures.symmetries, read["_symmetry"]),
+        "spectra": partial(surface_figures.spectra, read["_spectra"]),
+        "gaps": partial(surface_figures.gaps, read["_gaps"]),
+        "equivalence": partial(surface_figures.equivalences, read["_equivalence"]),
     }
     paths = [path for files in shared.values() for path in files]
-    for dataset in dict.fromkeys(written["_card"]["dataset"]):
+    for dataset in dict.fromkeys(read["_card"]["dataset"]):
         own = {name: draw(f"{out}_{dataset}_{name}", dataset) for name, draw in of_set.items()}
         images = {name: files[0] for name, files in (shared | own).items()}
-        page = surface_page.write(
-            f"{out}_{dataset}.html", dataset, said, written["_card"], written["_ranks"], images, header
-        )
+        page = surface_page.write(f"{out}_{dataset}.html", dataset, said, read["_card"], ranks, images, header)
         paths += [*(path for files in own.values() for path in files), page]
     return paths
 

@@ -130,9 +130,9 @@ def test_without_any_look_the_rest_is_still_written(study, monkeypatch):
     monkeypatch.setattr(study_module, "costs", pd.DataFrame)
     assert study("--parts=gates,controls") == 0
     assert len(study.read("")) and not Path(f"{study.out}_gates.csv").exists()
-    results = study_module.Results({}, {}, [])
+    results = study_module.Results({}, {})
     study_module._on_masks(results, pd.DataFrame(columns=["cell"]))
-    assert list(results.tables) == ["_costs"] and not results.figures
+    assert list(results.tables) == ["_costs"]
 
 
 def test_no_rate_is_lost_to_the_rate_of_the_command_line():

@@ -6,7 +6,7 @@ or darker tone of their family's colour; the marker tells them apart.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,6 +91,20 @@ SPLITS = {  # split -> colour (None: the merge's), dashes
     "validation": ("#7F7F7F", (0, (1, 1.2))),
     "test": (None, "-"),
 }
+
+
+def of_tables(
+    read: Mapping[str, pd.DataFrame], out: str | os.PathLike, plan: Mapping[str, tuple[str, Callable]]
+) -> list[Path]:
+    """Draws the figures OUT<name> of a study.
+
+    Args:
+      read: its tables, of `tables.written`.
+      out: how the names begin.
+      plan: name -> (suffix of a table, function of the table and the figure's path). What is not there is not drawn.
+    """
+    drawn = [draw(read[suffix], f"{out}{name}") for name, (suffix, draw) in plan.items() if suffix in read]
+    return [path for paths in drawn for path in paths]
 
 
 def style(merge: str) -> tuple[str, str]:
@@ -240,9 +254,13 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def save(figure: "Figure", path: Path) -> Path:
-    """Writes the figure in the format of the suffix of `path`, which is replaced as a whole."""
+    """Writes the figure as PNG or PDF, by the suffix of `path`, which is replaced as a whole.
+
+    Neither says when and with what it was made, so that equal tables give equal files.
+    """
+    silent = {".png": ["Software"], ".pdf": ["Creator", "Producer", "CreationDate"]}[path.suffix]
     with tables.replacing(path) as temporary:
-        figure.savefig(temporary)
+        figure.savefig(temporary, metadata=dict.fromkeys(silent))
     return path
 
 

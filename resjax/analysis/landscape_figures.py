@@ -49,11 +49,11 @@ def gradients(course: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     """Training loss and gradient norm (mean over an epoch's steps).
 
     Args:
-      course: of `tables.load`, several runs.
+      course: rows of `tables.load` of the training split, several runs.
       path: of the figure.
     """
     words = {"loss": "training loss", "grad_norm": "gradient norm of a batch"}
-    return _panels(course[course["split"] == "train"], "epoch", words, path, "epoch", list(words))
+    return _panels(course, "epoch", words, path, "epoch", list(words))
 
 
 def escapes(drops: pd.DataFrame, path: str | os.PathLike) -> list[Path]:

@@ -207,6 +207,17 @@ def attention(masks: pd.DataFrame) -> pd.DataFrame:
     return frame.astype(dict.fromkeys(frame.columns.difference(keys), float))
 
 
+def maps(masks: pd.DataFrame, blocks: int = 2, images: int = 6) -> pd.DataFrame:
+    """The masks of trained nets in the first blocks, on the first images, as means over seeds; n: how many seeds.
+
+    Columns: cell, merge, block, image, row, column, relative, ink, n.
+    """
+    first = list(dict.fromkeys(masks["block"]))[:blocks]
+    kept = masks[(masks["moment"] == "trained") & (masks["image"] < images) & masks["block"].isin(first)]
+    by = kept.groupby(["cell", "merge", "block", "image", "row", "column"], sort=False)
+    return by.agg(relative=("relative", "mean"), ink=("ink", "mean"), n=("seed", "nunique")).reset_index()
+
+
 def _correlation(columns: pd.DataFrame) -> float:
     """Of two columns; nan if one is flat: float32 would correlate its own rounding."""
     return np.nan if (columns.std(ddof=0) < 1e-5).any() else columns.corr().iloc[0, 1]

@@ -207,20 +207,18 @@ def number(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
         return _saved(figure, path)
 
 
-def masks(table: pd.DataFrame, path: str | os.PathLike, images: int = 6) -> list[Path]:
-    """Draws the masks of the first two blocks of trained nets on the same images, means over seeds.
+def masks(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
+    """Draws the masks of trained nets on the same images, a panel per block, means over seeds.
 
     Args:
-      table: rows of `probes.masks` with the columns cell, seed and moment.
+      table: of `saturation.maps`.
       path: of the figure, to which .png and .pdf are appended.
-      images: how many are drawn.
     """
     import matplotlib.cm
     import matplotlib.colors
 
-    table = table[(table["moment"] == "trained") & (table["image"] < images)]
-    blocks, names = list(dict.fromkeys(table["block"]))[:2], list(dict.fromkeys(table["cell"]))
-    means = table.groupby(["cell", "block", "image", "row", "column"])[["relative", "ink"]].mean()
+    blocks, names = list(dict.fromkeys(table["block"])), list(dict.fromkeys(table["cell"]))
+    means = table.set_index(["cell", "block", "image", "row", "column"])[["relative", "ink"]].sort_index()
     shown = range(table["image"].nunique())
     gray, tones = matplotlib.colormaps["gray_r"], matplotlib.colormaps["PuOr_r"]
     with matplotlib.rc_context(figures.RC):
@@ -243,7 +241,7 @@ def masks(table: pd.DataFrame, path: str | os.PathLike, images: int = 6) -> list
             scale, ax=panels, orientation="horizontal", aspect=60, shrink=0.6, ticks=[-1, 0, 1], extend="both"
         )
         bar.ax.set_xticklabels(["1/2", "1", "2"])
-        bar.set_label(f"mask / its mean over positions; mean over {table['seed'].nunique()} seeds", fontsize=8)
+        bar.set_label(f"mask / its mean over positions; mean over {table['n'].max()} seeds", fontsize=8)
         return _saved(figure, path)
 
 

@@ -92,19 +92,16 @@ def _gain(axes: "Axes", row: pd.Series, y: float) -> None:
     axes.plot(row["gain"], y, color=colour, marker=marker, markersize=4.5)
 
 
-def scales(table: pd.DataFrame, out: str, limit: int) -> list[Path]:
-    """Power of the last z, gain per block, and the depth that stays within a factor e, against the scale g.
-
-    Theory's depths end at `limit`.
-    """
+def scales(table: pd.DataFrame, out: str) -> list[Path]:
+    """Power of the last z, gain per block, and the depth that stays within a factor e, against the scale g."""
     import matplotlib
 
     swept = table[table["part"] == "scale"]
-    count = swept["blocks"].max() + 1
+    count, most = swept["blocks"].max() + 1, swept["safe_depth"].max()  # theory looks no farther
     panels = {
         ("last_power", "predicted_power"): f"power of z\nafter {count:.0f} blocks",
         ("gain", "predicted_gain"): "gain of gradient power\nper block",
-        ("safe", "safe_depth"): f"blocks within a factor e\n(of {count - 1:.0f}; theory: of {limit})",
+        ("safe", "safe_depth"): f"blocks within a factor e\n(of {count - 1:.0f}; theory: of {most:.0f})",
     }
     with matplotlib.rc_context(RC):
         figure = new_figure(7.0, 4.6)

@@ -9,6 +9,7 @@ and `differences`, which turns the second into one row per (dataset, merge) with
 Accuracies are fractions in [0, 1], losses are in nats (cross-entropy) or squared units (mse).
 """
 
+import io
 import json
 import os
 import tempfile
@@ -34,6 +35,8 @@ CONFIG_COLUMNS = {  # column -> config entry; `dataset` and `hash` come before a
     "epochs": "epochs",
 }
 COURSE_METRICS = ("loss", "accuracy", "grad_norm", "learning_rate", "images_per_s")
+ORIGIN = ("command", "commit", "device", "date", "wall time")  # in the header of a study's table
+TEXT = ("arm", "gate", "hash", "merge", "moment", "norm", "reason", "rung", "shortcut")  # columns, whatever they hold
 FINAL_METRICS = (
     "train_loss",
     "train_accuracy",
@@ -218,11 +221,60 @@ def differences(table: pd.DataFrame, metric: str = "OA", baseline: str = "add") 
 
 
 def write_csv(table: pd.DataFrame, path: str | os.PathLike, header: Mapping[str, str]) -> Path:
-    """Writes `table` below `# key: value` lines; `pd.read_csv(path, comment="#")` reads it."""
+    """Writes `table` below `# key: value` lines, which `read_header` reads; `read_csv` reads the table."""
     with replacing(path) as temporary:
         lines = [f"# {key}: {' '.join(str(value).split())}\n" for key, value in header.items()]
         temporary.write_text("".join(lines) + table.to_csv(index=False, float_format="%.6g"))
     return Path(path)
+
+
+def read_header(path: str | os.PathLike) -> dict[str, str]:
+    """What stands above a table of `write_csv`; ValueError with the path if the file can't be read."""
+    lines = (line[2:] for line in _text(Path(path)).splitlines() if line.startswith("# "))
+    return {key: value for key, _, value in (line.partition(": ") for line in lines)}
+
+
+def verdicts(header: dict[str, str]) -> dict[str, str]:
+    """What a header says beside the origin of its table."""
+    return {key: value for key, value in header.items() if key not in ORIGIN}
+
+
+def read_csv(path: str | os.PathLike) -> pd.DataFrame:
+    """A table of `write_csv`, to the six digits that it has.
+
+    A column is of numbers (nan where a cell is empty) or of truth values if all that stands in it is such, unless TEXT
+    has its name; else it is of text, and an empty cell is "".
+
+    Raises:
+      ValueError: the file is missing or no table; one line that names it.
+    """
+    lines = _text(Path(path)).splitlines(keepends=True)
+    body = "".join(line for line in lines if not line.startswith("# "))
+    try:
+        table = pd.read_csv(io.StringIO(body), dtype=str, keep_default_na=False)
+    except ValueError as error:  # of pandas' parser as well
+        raise ConfigError(f"{path}: not a table ({error})") from None
+    return pd.DataFrame({name: column if name in TEXT else _typed(column) for name, column in table.items()})
+
+
+def _typed(column: pd.Series) -> pd.Series:
+    given = column[column != ""]
+    if given.empty and len(column):
+        return pd.Series(float("nan"), column.index)
+    if given.isin(["True", "False"]).all():
+        return column.map({"True": True, "False": False})
+    numbers = pd.to_numeric(column, errors="coerce")
+    return numbers if numbers[given.index].notna().eq(given != "nan").all() else column
+
+
+def written(out: str | os.PathLike, *suffixes: str) -> dict[str, pd.DataFrame]:
+    """The tables OUT.csv and OUT<suffix>.csv of one run of a study, by suffix, "" for the first.
+
+    What that run did not write is not there: neither a missing file nor one that an earlier run has left.
+    """
+    header = read_header(f"{out}.csv")
+    paths = {suffix: Path(f"{out}{suffix}.csv") for suffix in ("", *suffixes)}
+    return {s: read_csv(path) for s, path in paths.items() if path.exists() and read_header(path) == header}
 
 
 @contextmanager
