@@ -25,7 +25,7 @@ from resjax.analysis import tables
 from resjax.config import ConfigError
 
 MANIFEST = "MANIFEST.json"
-DRAWN = (".png", ".pdf", ".html")
+DRAWN = (".png", ".pdf")  # pages are made anew, and not kept
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,9 @@ def redraw(results: Path) -> int:
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         for run, drawing in [(run, pool.submit(run.draw)) for run in chosen]:
             try:
-                drawn = drawing.result()
-                print(f"{run.out}: {len(drawn)} files drawn")
+                files = drawing.result()
+                print(f"{run.out}: {len(files)} files drawn")
+                drawn = [path for path in files if path.suffix in DRAWN]
             except ConfigError as error:
                 print(f"{run.out}: not drawn: {error}", file=sys.stderr)
                 failed, drawn = failed + 1, []

@@ -222,13 +222,13 @@ def equivalence(outputs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     Args:
       outputs: inputs -> rows of `resjax.probes.outputs`.
     """
-    found = [
-        interpolator_tables.distances(
-            interpolator_tables.pair_distances(rows.dropna(axis="columns", how="all"))
-        ).assign(dataset=dataset, arm=arm, inputs=inputs)
-        for inputs, of_inputs in outputs.items()
-        for (dataset, arm), rows in labelled(of_inputs).groupby(CELL, sort=False)
-    ]
+    found = []
+    for inputs, of_inputs in outputs.items():
+        for (dataset, arm), rows in labelled(of_inputs).groupby(CELL, sort=False):
+            pairs = interpolator_tables.pair_distances(rows.dropna(axis="columns", how="all"))
+            apart = interpolator_tables.distances(pairs)
+            shares = apart.filter(regex="^(disagreement|tv)").clip(0, 1)  # which an interval does not leave
+            found.append(apart.assign(**shares, dataset=dataset, arm=arm, inputs=inputs))
     table = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["kind", "n"])
     return table.reindex(columns=[*CELL, "inputs", *table.columns.difference([*CELL, "inputs"], sort=False)])
 
