@@ -1,10 +1,12 @@
 """The explorer: what it computes is what the probes and the net say, and its page shows it."""
 
+import contextlib
 import gc
 import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -279,7 +281,11 @@ def free_port():
 
 def test_the_page_is_served_to_this_machine_alone_from_this_machine_alone(run_dir):
     port = free_port()
-    words = [sys.executable, "-m", "resjax.explore", str(run_dir), "--no-browser", f"--port={port}"]
+    # A program that a shell starts in the background ignores Ctrl-C, and all that it starts; not so this one.
+    code = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "runpy.run_module('resjax.explore', run_name='__main__', alter_sys=True)"
+    words = [sys.executable, "-c", code, str(run_dir), "--no-browser", f"--port={port}"]
+    rest = None
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ) as server:
         try:
             assert server.stdout.readline() == f"http://127.0.0.1:{port}/ shows 1 run; Ctrl-C ends it\n"
@@ -290,6 +296,8 @@ def test_the_page_is_served_to_this_machine_alone_from_this_machine_alone(run_di
                 listening = [row.split()[1] for row in table.readlines()[1:] if row.split()[3] == "0A"]
             assert [address for address in listening if address.endswith(f":{port:04X}")] == [f"0100007F:{port:04X}"]
         finally:
-            server.send_signal(2)
-            rest = server.communicate(timeout=30)
+            server.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                rest = server.communicate(timeout=60)
+            server.kill()
     assert server.returncode == 0 and rest == ("", "")
