@@ -175,10 +175,14 @@ def draw(out: str | Path) -> list[Path]:
         "equivalence": partial(surface_figures.equivalences, read["_equivalence"]),
     }
     paths = [path for files in shared.values() for path in files]
-    for dataset in dict.fromkeys(read["_card"]["dataset"]):
+    datasets = dict.fromkeys(read["_card"]["dataset"])
+    for dataset in datasets:
+        of_others = [what for what in said if {*what.split(", ")} & {*datasets} - {dataset}]
         own = {name: draw(f"{out}_{dataset}_{name}", dataset) for name, draw in of_set.items()}
-        images = {name: files[0] for name, files in (shared | own).items()}
-        page = surface_page.write(f"{out}_{dataset}.html", dataset, said, read["_card"], ranks, images, header)
+        images = {name: files[0] for name, files in (own | shared).items()}
+        about = {what: sentence for what, sentence in said.items() if what not in of_others}
+        origin = {key: value for key, value in header.items() if key not in said}
+        page = surface_page.write(f"{out}_{dataset}.html", dataset, about, read["_card"], ranks, images, origin)
         paths += [*(path for files in own.values() for path in files), page]
     return paths
 
