@@ -74,9 +74,7 @@ def base() -> ConfigDict:
     c.model.shortcut = "B"  # at a change of shape: A zero-pads channels, B is a 1x1 convolution
     c.model.activation = "relu"  # inside the branch and after the stem
     c.model.scale = config_dict.placeholder(float)  # init g of the branch's last norm; None: the merge's own
-    c.model.gate_bias = config_dict.placeholder(
-        float
-    )  # init, highway and shortcut_gate only; None: the merge's own (-6)
+    c.model.gate_bias = config_dict.placeholder(float)  # init, highway and shortcut_gate only; None: their own (-6)
     c.model.granularity = "channel"  # gate_granularity only: what one gate value covers
     c.model.merge_blocks = 0  # blocks that have the merge, spread evenly over the depth, the others add; 0: all
     c.model.dropout = 0.0  # rate inside the branch, between its two layers

@@ -6,6 +6,7 @@ import tempfile
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when NumPy is imported; test processes would contend for the cores
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")  # no silent broadcast over ranks
 jax.config.update("jax_debug_key_reuse", True)  # no random key used twice
@@ -14,3 +15,13 @@ _CACHE = tempfile.TemporaryDirectory()
 os.environ["XDG_CACHE_HOME"] = _CACHE.name  # also of the programs that tests start
 jax.config.update("jax_compilation_cache_dir", f"{_CACHE.name}/compiled")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were saved, to look into."""
+    from resjax.analysis import figures
+
+    saved, save = [], figures.save
+    monkeypatch.setattr(figures, "save", lambda figure, path: saved.append(figure) or save(figure, path))
+    return saved

@@ -125,7 +125,7 @@ def test_it_names_no_place_on_a_machine(notebook):
     for text in texts:
         found = {text[m.start() :].split('"')[0] for m in ABSOLUTE.finditer(text)}
         assert found <= DEVICES
-    assert ABSOLUTE.search("open('/home/x')") and ABSOLUTE.search("in /tmp/x") and ABSOLUTE.search("C:\\x")
+    assert ABSOLUTE.search("open('/Users/x')") and ABSOLUTE.search("in /tmp/x") and ABSOLUTE.search("C:\\x")
 
 
 def test_it_imports_no_more_than_it_may(notebook):

@@ -6,26 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
+from saved_figures import check_files
 from scipy.stats import kendalltau
 
 from resjax.analysis import figures, ntk_figures
 from resjax.config import ConfigError
 
 MERGES = ["mul", "add", "gate_sig"]
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that were saved, to look into."""
-    saved, save = [], figures.save
-    monkeypatch.setattr(figures, "save", lambda figure, path: saved.append(figure) or save(figure, path))
-    return saved
-
-
-def check_files(paths, name):
-    png, pdf = paths
-    assert (png.name, pdf.name) == (f"{name}.png", f"{name}.pdf")
-    assert png.read_bytes().startswith(b"\x89PNG") and b"FontFile2" in pdf.read_bytes()
 
 
 def check_on_paper(figure):

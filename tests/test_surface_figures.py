@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_hex, to_rgb
+from saved_figures import check_files
 
 from resjax.analysis import figures, surface_card, surface_figures, surface_planes, surface_style
 from resjax.analysis.surface_tables import ARMS, READINGS
@@ -16,20 +17,6 @@ from resjax.config import ConfigError
 MERGES = ["add", "mul", "gate_sig_bn"]
 SET = "digits"
 LOST = "mul", "noise"  # diverged, all of it
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that were saved, to look into."""
-    saved, save = [], figures.save
-    monkeypatch.setattr(figures, "save", lambda figure, path: saved.append(figure) or save(figure, path))
-    return saved
-
-
-def check_files(paths, name):
-    png, pdf = paths
-    assert (png.name, pdf.name) == (f"{name}.png", f"{name}.pdf")
-    assert png.read_bytes().startswith(b"\x89PNG") and b"FontFile2" in pdf.read_bytes()
 
 
 def check_on_paper(figure):
