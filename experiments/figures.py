@@ -4,8 +4,9 @@
 
 Tables say in their header which command wrote them; that study's `draw` makes the figures (and pages). A figure that no
 table has the numbers of stays as it is, and is named. Writes RESULTS_DIR/MANIFEST.json: of every run of a study its
-origin and verdicts, the digest of each table and the hashes of the configs in it, and the figures. Equal tables give
-equal files, byte by byte. Small studies (--smoke) are left out. Exit code 1: a figure could not be drawn; 2: bad input.
+origin and verdicts, the digest of each table and the hashes of the configs in it, the numbers in the README and in
+docs/experiments.md that come from it, and the figures. Equal tables give equal files, byte by byte. Small studies
+(--smoke) are left out. Exit code 1: a figure could not be drawn; 2: bad input.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
+from experiments import claims
 from resjax.analysis import tables
 from resjax.config import ConfigError
 
@@ -92,13 +94,18 @@ def figures_of(run: Run, among: Sequence[Run]) -> list[Path]:
     return sorted(p for p in run.out.parent.iterdir() if p.suffix in DRAWN and owner(p) == run.out)
 
 
-def entry(run: Run, drawn: Iterable[Path], kept: Iterable[Path]) -> dict:
-    """What the manifest says of a run; paths are relative to its folder."""
+def entry(run: Run, results: Path, said: Iterable[claims.Claim], drawn: Iterable[Path], kept: Iterable[Path]) -> dict:
+    """What the manifest says of a run; paths are relative to its folder. `said`: numbers in the text, of any run."""
     return {
         "study": run.study,
         **{key: run.header.get(key) for key in ("command", "commit", "device", "date")},
         "verdicts": tables.verdicts(run.header),
         "tables": {path.name: {"sha256": _digest(path), "hashes": _hashes(path)} for path in sorted(run.tables)},
+        "numbers": [
+            {"text": claim.text, "in": list(claim.documents), "table": Path(claim.file).name}
+            for claim in said
+            if results.parent / claim.file in run.tables
+        ],
         "figures": sorted(path.name for path in drawn),
         "kept": sorted(path.name for path in kept),
     }
@@ -118,6 +125,7 @@ def redraw(results: Path) -> int:
     began, failed, manifest = time.monotonic(), 0, {}
     everything = runs(results)
     chosen = [run for run in everything if not run.smoke]
+    said = claims.read(path) if (path := results / claims.CLAIMS.name).exists() else []
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         for run, drawing in [(run, pool.submit(run.draw)) for run in chosen]:
             try:
@@ -130,7 +138,7 @@ def redraw(results: Path) -> int:
             kept = sorted(set(figures_of(run, everything)) - set(drawn))
             for path in kept:
                 print(f"{path}: left as it is: no table here has what it shows")
-            manifest[run.out.relative_to(results).as_posix()] = entry(run, drawn, kept)
+            manifest[run.out.relative_to(results).as_posix()] = entry(run, results, said, drawn, kept)
     with tables.replacing(results / MANIFEST) as temporary:
         temporary.write_text(json.dumps(manifest, indent=1) + "\n")
     print(f"{results / MANIFEST}: {len(manifest)} runs, {time.monotonic() - began:.0f} s")

@@ -1,18 +1,20 @@
 """What the paper takes from the results: figures, tables as CSV and LaTeX, and a report, question by question."""
 
+import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
-from experiments import figures
+from experiments import claims, figures
+from experiments.excerpt import Excerpt
 from experiments.questions import QUESTIONS, Question
 from resjax.analysis import page, tables
 
 SHORT = 60  # rows of a table in LaTeX
-SMALL = 40  # rows of a table in the report
-SHOWN = 14  # columns of a table in the report
+OPEN = 20  # rows of a table that the report does not fold
 ESCAPED = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"}
 
 
@@ -35,8 +37,18 @@ def write(results: Path, target: Path, *, smoke: bool = False) -> Path:
             shutil.copyfile(path, copy)
             if len(table := tables.read_csv(path)) <= SHORT:
                 copy.with_suffix(".tex").write_text(latex(table))
-    sections = [section(number, question, runs, drawn) for number, question in QUESTIONS.items()]
-    header = {"command": "python -m experiments.paper", "runs": f"{len(runs)}, each with its own command and commit"}
+    answers = {} if smoke else checked_answers(results.parent)
+    sections = [
+        section(number, question, answers.get(number, ()), [run for run in runs if run.study == question.study], drawn)
+        for number, question in QUESTIONS.items()
+    ]
+    header = {
+        "command": f"python -m experiments.paper{' --smoke' * smoke}",
+        "runs": f"{len(runs)}; command, number of replicas, commit, device and date stand below each question",
+        "intervals": "95 %, corrected for the number of comparisons only where Holm is named",
+    }
+    if smoke:
+        header["beware"] = "these small runs only show that every study works; their numbers mean nothing"
     return page.write(target / "report.html", "Products, gates and sums in residual nets", sections, header)
 
 
@@ -47,8 +59,12 @@ def _flat(path: Path, results: Path) -> str:
 
 def latex(table: pd.DataFrame) -> str:
     """A booktabs tabular: numbers on the right, of four digits."""
+
+    def words(value) -> str:
+        return ("" if pd.isna(value) else f"{value:.4g}") if isinstance(value, float) else _escaped(str(value))
+
     columns = "".join("r" if pd.api.types.is_numeric_dtype(column) else "l" for _, column in table.items())
-    lines = [" & ".join(map(_escaped, row)) + r" \\" for row in _in_words(table).itertuples(index=False)]
+    lines = [" & ".join(map(words, row)) + r" \\" for row in table.itertuples(index=False)]
     head = " & ".join(map(_escaped, table.columns)) + r" \\"
     rows = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *lines, r"\bottomrule"]
     return "\n".join([*rows, r"\end{tabular}", ""])
@@ -58,58 +74,92 @@ def _escaped(text: str) -> str:
     return "".join(ESCAPED.get(c, c) for c in text)
 
 
-def _in_words(table: pd.DataFrame) -> pd.DataFrame:
-    def words(value) -> str:
-        if isinstance(value, float):
-            return "" if pd.isna(value) else f"{value:.4g}"
-        return str(value)
+def checked_answers(root: Path) -> dict[str, list[str]]:
+    """The answer to each question, and what of it the tables below `root` no longer say."""
+    checked = [claim for claim in claims.read() if claims.ANSWERS.name in {Path(d).name for d in claim.documents}]
+    said = {}
+    for number, answer in claims.answers().items():
+        wrong = [claim.text for claim in checked if claim.text in answer and not claim.holds(root)]
+        said[number] = [answer, *(f"Out of date: the tables do not say {text!r} any more." for text in wrong)]
+    return said
 
-    return table.map(words)
+
+class Part(NamedTuple):
+    """What a run has for a question.
+
+    Attributes:
+      figures: one list for each pattern of the question, in its order.
+      table: the part of a table, if it is there.
+      verdicts: name of the run and key -> text.
+      origin: command, number of replicas, commit, device and date.
+    """
+
+    figures: list[list[page.Figure]]
+    table: page.Section | None
+    verdicts: dict[str, str]
+    origin: str
+
+
+def part(question: Question, run: figures.Run, drawn: Iterable[Path]) -> Part:
+    """Finds what a run of the question's study has for it; `drawn` are the figures of the run."""
+    n = replicas(tables.read_csv(run.tables[0]))
+    names = {path: path.stem.removeprefix(run.out.name).removeprefix("_") for path in drawn if path.suffix == ".png"}
+    shots = [
+        [page.Figure(p, f"{text} {p.stem}, n = {n}.", text) for p, name in names.items() if re.fullmatch(pattern, name)]
+        for pattern, text in question.figures.items()
+    ]
+    table = question.table and shown(question.table, run)
+    said = tables.verdicts(run.header).items()
+    verdicts = {f"{run.out.name}, {key}": text for key, text in said if question.has_verdict(key)}
+    commit = re.sub(r"\b([0-9a-f]{8})[0-9a-f]{32}\b", r"\1", run.header.get("commit", "unknown"))
+    device, date = (run.header.get(key, "unknown") for key in ("device", "date"))
+    origin = f"{run.header['command']} · n = {n} · commit {commit} · {device} · {date}"
+    return Part(shots, table, verdicts, origin)
+
+
+def shown(excerpt: Excerpt, run: figures.Run) -> page.Section | None:
+    """The chosen part of a run's table, or None if the run has nothing of it."""
+    table = tables.written(run.out, excerpt.suffix).get(excerpt.suffix)
+    rows = None if table is None else excerpt.of(table)
+    caption = f"{excerpt.caption}. {run.out.name}{excerpt.suffix}.csv"
+    return None if rows is None else page.Section(f"Table: {caption}", table=rows, caption=caption)
 
 
 def section(
-    number: str, question: Question, runs: Sequence[figures.Run], drawn: dict[Path, list[Path]]
+    number: str,
+    question: Question,
+    answer: Sequence[str],
+    runs: Sequence[figures.Run],
+    drawn: Mapping[Path, list[Path]],
 ) -> page.Section:
-    """The question with its verdicts, figures and a table, of every run of its study."""
-    said, images, small = [], [], None
-    for run in (run for run in runs if run.study == question.study):
-        verdicts = {key: text for key, text in tables.verdicts(run.header).items() if question.has_verdict(key)}
-        if run.study == "compare":
-            verdicts |= compared(tables.read_csv(f"{run.out}_differences.csv"))
-        own = [path for path in drawn[run.out] if path.suffix == ".png" and question.has_figure(_kind(path, run))]
-        images += [
-            page.Figure(path, f"{path.name}, by {run.header['command']}", f"{number}: {path.stem}") for path in own
-        ]
-        said += [f"{key}: {text}" for key, text in verdicts.items()]
-        if verdicts or own:
-            said.append(f"By {origin(run)}.")
-        table = question.table is not None and tables.written(run.out, question.table).get(question.table)
-        if isinstance(table, pd.DataFrame) and len(table) <= SMALL and table.shape[1] <= SHOWN and small is None:
-            small = _in_words(table).set_index(table.columns[0]), f"{run.out.name}{question.table}.csv"
-    if question.note:
-        said.append(question.note)
-    return page.Section(f"{number}: {question.words}", said or ["Not answered yet."], images, *(small or ()))
+    """The question with its answer, first figures, a short table and the origin of every run; the rest is folded.
 
-
-def _kind(path: Path, run: figures.Run) -> str:
-    return path.stem.removeprefix(run.out.name).removeprefix("_")
-
-
-def compared(differences: pd.DataFrame) -> dict[str, str]:
-    """Of `tables.differences`: every merge's in percentage points, by data set."""
-    rows = differences[differences["difference"].notna()]
-    words = (100 * rows[["difference", "difference_low", "difference_high"]]).apply(
-        lambda row: "{:+.2f} [{:+.2f}, {:+.2f}]".format(*row), axis=1
+    Args:
+      number: of the question, as in "Q7".
+      question: what belongs to it.
+      answer: in words, a string for each paragraph.
+      runs: of its study.
+      drawn: the figures of each run.
+    """
+    every = {run.out.name: part(question, run, drawn[run.out]) for run in runs}
+    parts = {name: own for name, own in every.items() if any(own.figures) or own.table or own.verdicts}
+    shots = [sum(of_all, []) for of_all in zip(*(own.figures for own in parts.values()), strict=True)] or [[]]
+    more = sum(shots[1:], [])
+    folded = [page.Section(f"More figures: {len(more)}", figures=more)] if more else []
+    excerpts = [own.table for own in parts.values() if own.table]
+    lead = next((excerpt for excerpt in excerpts if len(excerpt.table) <= OPEN), page.Section(""))
+    folded += [excerpt for excerpt in excerpts if excerpt is not lead]
+    if verdicts := {key: text for own in parts.values() for key, text in own.verdicts.items()}:
+        folded.append(page.Section("All numbers of the verdict, as they stand above the tables", facts=verdicts))
+    return page.Section(
+        f"{number}: {question.words}",
+        answer,
+        shots[0],
+        lead.table,
+        lead.caption,
+        {name: own.origin for name, own in parts.items()},
+        folded,
     )
-    texts = (rows["merge"] + " " + words).groupby(rows["dataset"], sort=False).agg(", ".join)
-    return {f"{dataset}, overall accuracy less that of add in points": text for dataset, text in texts.items()}
-
-
-def origin(run: figures.Run) -> str:
-    """Command, number of replicas, commit and device."""
-    about = [run.header["command"], f"n = {replicas(tables.read_csv(run.tables[0]))}"]
-    about += [f"{key} {run.header.get(key, 'unknown')}" for key in ("commit", "device", "date")]
-    return ", ".join(about)
 
 
 def replicas(table: pd.DataFrame) -> str:
@@ -117,6 +167,7 @@ def replicas(table: pd.DataFrame) -> str:
     for column in ("seed", "split"):
         if column in table:
             return f"{table[column].nunique()} {column}s"
-    counted: Iterable[str] = (column for column in ("n", "splits", "pairs") if column in table)
-    column = next(counted, None)
-    return f"{table[column].max():g}" if column else "unknown"
+    for column, words in (("n", ""), ("splits", " splits"), ("pairs", " pairs")):
+        if column in table:
+            return f"{table[column].max():g}{words}"
+    return "unknown"

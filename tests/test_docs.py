@@ -70,7 +70,7 @@ def test_the_examples_run(registries, tmp_path, monkeypatch):
     assert {"scaled", "soft_gate"} < set(MERGES) and "negative_bias" in PREDICTORS
     assert api["differences"]["merge"].tolist() == ["add", "mul"]
     assert len(api["found"]["rows"]) == 3 * 16
-    assert "data:image/png" in Path("report.html").read_text()
+    assert "data:image/webp" in Path("report.html").read_text()
 
     adding, reading = blocks(README, "python")
     for merge, path in zip(("add", "mul"), api["runs"], strict=True):

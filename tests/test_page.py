@@ -1,10 +1,12 @@
 """The page writer, read back by a parser, and the page of the surface study."""
 
 import base64
+import io
 from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from resjax.analysis import page, surface_page
 from resjax.config import ConfigError
@@ -61,8 +63,10 @@ def test_a_page_is_whole_without_anything_around_it(tmp_path, png):
     sections = page.Section("one", ["text"], [page.Figure(png, "caption", "words")], table, "numbers")
     read = written(tmp_path, sections)
     (image,) = read.all("img")
-    assert base64.b64decode(image[1]["src"].removeprefix("data:image/png;base64,")) == PIXEL
-    assert (image[1]["width"], image[1]["height"], image[1]["alt"]) == ("2", "1", "words")
+    packed = io.BytesIO(base64.b64decode(image[1]["src"].removeprefix("data:image/webp;base64,")))
+    assert Image.open(packed).tobytes() == Image.open(png).convert("RGB").tobytes()  # pixel by pixel
+    size = [str(round(page.SHOWN * pixels)) for pixels in (2, 1)]
+    assert [image[1]["width"], image[1]["height"], image[1]["alt"]] == [*size, "words"]
     assert not [e for e in read.found if e[0] in ("script", "link", "iframe", "object", "base")]
     assert not [e for e in read.found for name in e[1] if name.startswith("on") or name in ("href", "srcset", "style")]
     assert "url(" not in page.STYLE and "@import" not in page.STYLE and "://" not in page.STYLE
@@ -101,6 +105,31 @@ def test_markup_in_text_is_shown_and_not_obeyed(tmp_path, png):
     for tag in ("title", "h1", "dt", "dd", "h2", "p", "figcaption", "caption", "td"):
         assert read.texts(tag) == [EVIL], tag
     assert read.texts("th") == ["", EVIL, EVIL] and read.all("img")[0][1]["alt"] == EVIL
+
+
+def test_parts_are_folded_and_closed(tmp_path, png):
+    inner = page.Section("more", ["inner"], [(png, "caption", "words")], facts={"key": "value"})
+    read = written(tmp_path, page.Section("one", ["outer"], facts={"run": "command"}, folded=[inner]))
+    (part,) = read.all("details")
+    assert "open" not in part[1] and read.texts("summary") == ["more"]
+    assert "inner" in part[2] and "keyvalue" in part[2].replace("\n", "") and "outer" not in part[2]
+    assert read.texts("dt") == ["run", "key"] and read.texts("h2") == ["one"]
+
+
+@pytest.mark.parametrize("number", [page.LONG, page.LONG + 1])
+def test_a_long_page_lists_its_sections(tmp_path, number):
+    read = written(tmp_path, *(page.Section(f"section {i}") for i in range(number)))
+    links = {element[1]["href"]: element[2] for element in read.all("a")}
+    heads = {f"#{element[1]['id']}": element[2] for element in read.all("h2")}
+    assert len(heads) == number and links == (heads if number > page.LONG else {})
+
+
+def test_only_a_broad_figure_scrolls_on_a_phone(tmp_path):
+    for pixels in (900, 1400):
+        Image.new("L", (pixels, 10)).save(tmp_path / f"{pixels}.png")
+    figures = [(tmp_path / f"{pixels}.png", "", str(pixels)) for pixels in (900, 1400)]
+    images = written(tmp_path, page.Section("one", figures=figures)).all("img")
+    assert [image[1].get("class") for image in images] == [None, "broad"]
 
 
 def test_the_header_is_a_list_of_terms(tmp_path):

@@ -1,6 +1,7 @@
 """The paper: studies one after the other, exit codes and signals, LaTeX and the report."""
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -9,8 +10,10 @@ import time
 import pandas as pd
 import pytest
 
-from experiments import paper, paper_report
-from experiments.questions import Question
+from experiments import claims, figures, paper, paper_report
+from experiments.claims import Claim
+from experiments.excerpt import Excerpt, Value
+from experiments.questions import QUESTIONS, Question
 from resjax.analysis import tables
 
 HEADER = {"command": "python -m experiments.lesion --out=x", "commit": "c0", "device": "1 x cpu", "date": "today"}
@@ -50,16 +53,66 @@ def test_latex_is_escaped_and_numbers_stand_right():
     assert r"mul\_bn & 0.1235 \\" in text and r"5 \% \& \$x\^{}2\$ &  \\" in text
 
 
-def test_the_report_has_the_verdict_the_table_and_the_origin(tmp_path, monkeypatch):
-    table = pd.DataFrame({"merge": ["add", "mul"], "seed": [0, 1], "OA": [0.9, 0.8]})
-    tables.write_csv(table, tmp_path / "results" / "x.csv", HEADER | {"Q1": "yes, 1 [0, 2]", "Q2": "no"})
-    questions = {"Q1": Question("Does it?", "lesion", "Q1", table=""), "Q3": Question("And this?")}
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+    """One question with a study's table, one with nothing; a function that writes the report."""
+    table = pd.DataFrame({"merge": ["add", "mul"], "seed": [0, 1], "OA": [0.9, 0.8], "OA_low": 0.5, "OA_high": 1.0})
+    header = HEADER | {"commit": "0123456789abcdef" * 2 + "01234567 (with changes)", "Q1": "yes, 1 [0, 2]", "Q2": "no"}
+    tables.write_csv(table, tmp_path / "results" / "x.csv", header)
+    excerpt = Excerpt("Accuracies", "", ("merge",), {"OA": Value("OA (%)", 100)})
+    questions = {"Q1": Question("Does it?", "lesion", "Q1", table=excerpt), "Q3": Question("And this?")}
     monkeypatch.setattr(paper_report, "QUESTIONS", questions)
-    page = paper_report.write(tmp_path / "results", tmp_path / "paper").read_text()
-    assert "Q1: yes, 1 [0, 2]" in page and "Q2: no" not in page and ">0.9<" in page
-    assert "By python -m experiments.lesion --out=x, n = 2 seeds, commit c0, device 1 x cpu, date today." in page
-    assert page.index("Q3: And this?") < page.index("Not answered yet.")
+    return lambda: paper_report.write(tmp_path / "results", tmp_path / "paper").read_text()
+
+
+def test_the_report_has_the_verdict_the_table_and_the_origin(asked, tmp_path, monkeypatch):
+    monkeypatch.setattr(paper_report.claims, "answers", lambda: {"Q1": "It does.", "Q3": "Not measured."})
+    page = asked()
+    assert "Q1: yes, 1 [0, 2]" not in page and "<dt>x, Q1</dt><dd>yes, 1 [0, 2]</dd>" in page
+    assert "Q2" not in page and "<td>90 [50, 100]</td>" in page and "Accuracies. x.csv" in page
+    origin = "python -m experiments.lesion --out=x · n = 2 seeds · commit 01234567 (with changes) · 1 x cpu · today"
+    assert f"<dt>x</dt><dd>{origin}</dd>" in page
+    assert page.index("<p>It does.</p>") < page.index("Q3: And this?</h2>") < page.index("<p>Not measured.</p>")
+    assert "Out of date" not in page
     assert sorted(p.name for p in (tmp_path / "paper" / "tables").iterdir()) == ["x.csv", "x.tex"]
+
+
+@pytest.mark.parametrize(("text", "old"), [("90 [50, 100]", False), ("91 [50, 100]", True)])
+def test_an_answer_that_the_tables_contradict_is_marked(asked, monkeypatch, text, old):
+    claim = Claim(text, ("docs/experiments.md",), "results/x.csv", {"merge": "add"}, ("OA", "OA_low", "OA_high"), 100)
+    monkeypatch.setattr(paper_report.claims, "answers", lambda: {"Q1": f"It has {text}."})
+    monkeypatch.setattr(paper_report.claims, "read", lambda: [claim])
+    assert ("Out of date" in asked()) == old
+
+
+def test_an_excerpt_is_what_was_chosen_in_groups():
+    table = pd.DataFrame({
+        "norm": ["bn", "ln", "bn", "ln"], "merge": ["add", "add", "mul", "mul"], "depth": [8, 8, 8, 20],
+        "mean": [0.1, 0.2, 0.3, 0.4], "ci_low": [0.0, 0.1, float("nan"), 0.3], "ci_high": 1.0, "verdict": "no",
+    })  # fmt: skip
+    values = {"mean": Value("error (%)", 100), "verdict": Value("said")}
+    shown = Excerpt("", "", ("norm", "merge"), values, {"depth": 8}).of(table)
+    assert shown.index.tolist() == [("bn", "add"), ("bn", "mul"), ("ln", "add")]
+    assert shown.columns.tolist() == ["error (%)", "said"]
+    assert shown["error (%)"].tolist() == ["10 [0, 100]", "30", "20 [10, 100]"]
+    assert Excerpt("", "", ("norm",), values, {"depth": 9}).of(table) is None
+    assert Excerpt("", "", ("nothing",), values).of(table) is None
+
+
+def test_every_figure_of_the_results_and_every_excerpt_has_its_question():
+    results = claims.ROOT / "results"
+    everything = figures.runs(results)
+    runs = [run for run in everything if not run.smoke]
+    for run in runs:
+        asked = [question for question in QUESTIONS.values() if question.study == run.study]
+        for path in figures.figures_of(run, everything):
+            name = path.stem.removeprefix(run.out.name).removeprefix("_")
+            assert any(re.fullmatch(pattern, name) for question in asked for pattern in question.figures), path
+    for number, question in QUESTIONS.items():
+        if question.table is not None:
+            found = [tables.written(run.out, question.table.suffix) for run in runs if run.study == question.study]
+            read = [table[question.table.suffix] for table in found if question.table.suffix in table]
+            assert any(question.table.of(table) is not None for table in read), number
 
 
 def test_a_table_that_names_no_study_is_refused(tmp_path):

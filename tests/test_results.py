@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import figures
+from experiments import claims, figures
 from experiments.cells import recorded
 from experiments.paper import LAUNCHING, PAPER, _parser, commands
 from experiments.questions import QUESTIONS
@@ -40,7 +40,7 @@ def test_the_manifest_is_that_of_the_tables(run):
     said = MANIFEST[run.out.relative_to(RESULTS).as_posix()]
     there = figures.figures_of(run, EVERYTHING)
     kept = [path for path in there if path.name in KEPT.get(run.out.name, ())]
-    assert said == figures.entry(run, set(there) - set(kept), kept), "make figures"
+    assert said == figures.entry(run, RESULTS, claims.read(), set(there) - set(kept), kept), "make figures"
 
 
 def test_every_figure_and_table_is_in_the_manifest():
@@ -48,6 +48,11 @@ def test_every_figure_and_table_is_in_the_manifest():
     told = {(RESULTS / out).parent / name for out, e in MANIFEST.items() for name in (*e["figures"], *e["kept"])}
     small = {path for run in EVERYTHING if run.smoke for path in figures.figures_of(run, EVERYTHING)}
     assert {path for path in RESULTS.rglob("*") if path.suffix in figures.DRAWN} - small == told
+
+
+def test_every_number_of_the_text_is_in_the_manifest_with_its_origin():
+    told = [number["text"] for entry in MANIFEST.values() for number in entry["numbers"]]
+    assert sorted(told) == sorted(claim.text for claim in claims.read())
 
 
 def test_every_study_has_a_small_version_draws_and_is_in_the_paper():

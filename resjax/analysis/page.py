@@ -2,17 +2,23 @@
 
 import base64
 import html
+import io
 import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import pandas as pd
+from PIL import Image, UnidentifiedImageError
 
 from resjax.analysis import tables
 from resjax.config import ConfigError
 
+SHOWN = 0.72  # CSS pixels per pixel: figures of 200 dpi are a half larger than on paper
+BROAD = 700  # CSS pixels: a figure that scrolls on a phone, on which it would be too small
+LONG = 6  # sections; a page of more has a list of them
 STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1b1b1b; --quiet: #595959; --line: #d9d9d9; }
 @media (prefers-color-scheme: dark) {
@@ -24,11 +30,20 @@ main { max-width: 66rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 1rem; }
 h2 { font-size: 1.2rem; margin: 2.2rem 0 .5rem; padding-top: .8rem; border-top: 1px solid var(--line); }
 p { max-width: 42rem; margin: .5rem 0; overflow-wrap: break-word; }
-dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .1rem 1rem; margin: 0; font-size: .85rem;
-  color: var(--quiet); }
+a { color: inherit; }
+nav ol { list-style: none; margin: 1.5rem 0 0; padding: 0; columns: 24rem 2; font-size: .9rem; }
+nav li { break-inside: avoid; padding: .15rem 0; }
+nav a { text-decoration: none; }
+nav a:hover { text-decoration: underline; }
+details { margin: .6rem 0; padding: .1rem .8rem; border-left: 3px solid var(--line); }
+summary { cursor: pointer; font-size: .9rem; padding: .3rem 0; }
+section > dl, details > dl { margin: .6rem 0; }
+dl { display: grid; grid-template-columns: fit-content(14rem) minmax(0, 1fr); gap: .1rem 1rem; margin: 0;
+  font-size: .85rem; color: var(--quiet); }
+dt { overflow-wrap: anywhere; }
 dd { margin: 0; overflow-wrap: anywhere; }
 figure { margin: 1rem 0; }
-figure img { display: block; width: 100%; max-width: 100%; height: auto; padding: .5rem; background: #fff;
+figure img { display: block; max-width: 100%; height: auto; padding: .5rem; background: #fff;
   border: 1px solid var(--line); border-radius: 4px; }
 figcaption, caption { font-size: .85rem; color: var(--quiet); }
 figcaption { max-width: 42rem; }
@@ -43,7 +58,7 @@ th[scope=row], thead th:first-child { background: var(--paper); font-weight: 400
 th[scope=rowgroup] { padding: .7rem 0 .2rem; }
 th[scope=rowgroup] span { padding: 0 .45rem; }
 @media (max-width: 30rem) { dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; } }
-@media (max-width: 40rem) { figure img { width: 36rem; max-width: none; padding: 0; } }
+@media (max-width: 40rem) { figure img { padding: 0; } figure img.broad { max-width: 36rem; } }
 @media print {
   :root { color-scheme: light; --paper: #fff; --ink: #000; --quiet: #444; --line: #ccc; }
   @page { margin: 15mm; }
@@ -81,6 +96,8 @@ class Section(NamedTuple):
       figures: (path, caption, alt) of each.
       table: of ready strings; its index heads the rows, and the first level of one of two makes groups of rows.
       caption: of the table.
+      facts: name -> what is said of it, in small print.
+      folded: parts that a reader opens; on paper what is closed is left out.
     """
 
     heading: str
@@ -88,6 +105,8 @@ class Section(NamedTuple):
     figures: Sequence[Figure] = ()
     table: pd.DataFrame | None = None
     caption: str = ""
+    facts: Mapping[str, str] = MappingProxyType({})
+    folded: Sequence["Section"] = ()
 
 
 def write(path: str | os.PathLike, title: str, sections: Iterable[Section], header: Mapping[str, str]) -> Path:
@@ -102,39 +121,61 @@ def write(path: str | os.PathLike, title: str, sections: Iterable[Section], head
     Raises:
       ConfigError: a figure is missing or no PNG; one line that names it.
     """
-    about = "".join(f"<dt>{_text(key)}</dt><dd>{_text(value)}</dd>\n" for key, value in header.items())
-    body = "".join(_section(Section(*section), number) for number, section in enumerate(sections, start=1))
+    sections = [Section(*section) for section in sections]
+    body = "".join(_section(section, number) for number, section in enumerate(sections, start=1))
     page = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{_text(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
-        f"<body>\n<main>\n<header>\n<h1>{_text(title)}</h1>\n<dl>\n{about}</dl>\n</header>\n{body}</main>\n"
-        "</body>\n</html>\n"
+        f"<body>\n<main>\n<header>\n<h1>{_text(title)}</h1>\n{_facts(header)}{_contents(sections)}</header>\n{body}"
+        "</main>\n</body>\n</html>\n"
     )
     with tables.replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return Path(path)
 
 
+def _contents(sections: Sequence[Section]) -> str:
+    if len(sections) <= LONG:
+        return ""
+    lines = (f'<li><a href="#s{i}">{_text(section.heading)}</a></li>\n' for i, section in enumerate(sections, start=1))
+    return f'<nav aria-label="Contents">\n<ol>\n{"".join(lines)}</ol>\n</nav>\n'
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+    lines = "".join(f"<dt>{_text(key)}</dt><dd>{_text(value)}</dd>\n" for key, value in facts.items())
+    return f"<dl>\n{lines}</dl>\n" if facts else ""
+
+
 def _section(section: Section, number: int) -> str:
-    parts = [f'<section aria-labelledby="s{number}">\n<h2 id="s{number}">{_text(section.heading)}</h2>\n']
-    parts += [f"<p>{_text(paragraph)}</p>\n" for paragraph in section.paragraphs]
+    head = f'<section aria-labelledby="s{number}">\n<h2 id="s{number}">{_text(section.heading)}</h2>\n'
+    return f"{head}{_content(section)}</section>\n"
+
+
+def _content(section: Section) -> str:
+    parts = [f"<p>{_text(paragraph)}</p>\n" for paragraph in section.paragraphs]
     parts += [_figure(Figure(*figure)) for figure in section.figures]
     if section.table is not None:
         parts.append(_table(section.table, section.caption))
-    return "".join(parts) + "</section>\n"
+    parts.append(_facts(section.facts))
+    for part in section.folded:
+        parts.append(f"<details>\n<summary>{_text(part.heading)}</summary>\n{_content(part)}</details>\n")
+    return "".join(parts)
 
 
 def _figure(figure: Figure) -> str:
+    packed = io.BytesIO()
     try:
-        image = Path(figure.path).read_bytes()
+        with Image.open(figure.path, formats=["PNG"]) as image:
+            size = [round(SHOWN * pixels) for pixels in image.size]  # given, so that nothing jumps while loading
+            image.convert("RGB").save(packed, "WEBP", lossless=True, method=1)  # less than half of the PNG
+    except UnidentifiedImageError:
+        raise ConfigError(f"{figure.path}: not a PNG") from None
     except OSError as error:
-        raise ConfigError(f"{figure.path}: {error.strerror}") from None
-    if not image.startswith(b"\x89PNG\r\n"):
-        raise ConfigError(f"{figure.path}: not a PNG")
-    size = (int.from_bytes(image[i : i + 4]) for i in (16, 20))  # of the header, so that nothing jumps while loading
-    source = f"data:image/png;base64,{base64.b64encode(image).decode()}"
-    image = '<img width="{}" height="{}" '.format(*size) + f'alt="{_text(figure.alt)}" src="{source}">'
+        raise ConfigError(f"{figure.path}: {error.strerror or error}") from None
+    source = f"data:image/webp;base64,{base64.b64encode(packed.getvalue()).decode()}"
+    broad = ' class="broad"' * (size[0] > BROAD)
+    image = '<img width="{}" height="{}" '.format(*size) + f'alt="{_text(figure.alt)}"{broad} src="{source}">'
     return f"<figure>\n{_box(image, figure.alt)}<figcaption>{_text(figure.caption)}</figcaption>\n</figure>\n"
 
 
