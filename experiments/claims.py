@@ -49,6 +49,10 @@ class Claim:
             raise ConfigError(f"{self.file}: {len(rows)} rows where {dict(self.where)}")
         return [self.scale * rows.iloc[0][column] for column in self.columns]
 
+    def stands_in(self, text: str) -> list[tuple[int, int]]:
+        """Where: beginnings and ends. A number that only ends as the claim begins is another number."""
+        return [found.span() for found in re.finditer(rf"(?<![\w.+-]){re.escape(self.text)}", text)]
+
     def holds(self, root: Path = ROOT) -> bool:
         """Whether text and table agree, to the digits that the text has."""
         try:
@@ -70,8 +74,13 @@ def read(path: Path = CLAIMS) -> list[Claim]:
 
 
 def answers(path: Path = ANSWERS) -> dict[str, str]:
-    """Number of the question -> its answer in plain text: the quotations that begin with the number in bold."""
+    """Number of the question -> its answer in plain text: the quotations that begin with the number in bold.
+
+    Raises ConfigError if a question has two.
+    """
     found = ANSWER.findall(path.read_text())
+    if len({number for number, _ in found}) < len(found):
+        raise ConfigError(f"{path}: a question has two answers")
     return {number: _plain(" ".join(text.replace("\n> ", "\n").split())) for number, text in found}
 
 

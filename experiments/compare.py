@@ -38,7 +38,7 @@ from resjax.config import ConfigError
 MODULE = "experiments.compare"
 BASELINE = "add"
 SMOKE = {  # an mlp compiles in a third of the time
-    "merges": "add,mul,mul_bn1,gate_sig,se", "set": ["model.name=mlp"], "seeds": 2, "epochs": 3, "width": 8,
+    "merges": "add,mul_bn1,gate_sig", "set": ["model.name=mlp"], "seeds": 2, "epochs": 3, "width": 8,
     "tune_epochs": 2, "out": "results/compare_smoke",
 }  # fmt: skip
 VALIDATION = 0.1  # share of the training set, while tuning

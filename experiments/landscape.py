@@ -249,7 +249,7 @@ def _q13(stalled: pd.DataFrame, curvature: pd.DataFrame) -> str:
         f"the gradient norm is {mean_in_words(ratios)} of its peak{parts}, at a "
         f"loss of {mean_in_words(by_seed(stalled, 'stall_loss'), digits=3)}; at the end it is "
         f"{mean_in_words(by_seed(stalled, 'final_ratio'))} of its peak, at a loss of "
-        f"{mean_in_words(by_seed(stalled, 'final_loss'), digits=3)} nats, and over all images "
+        f"{mean_in_words(by_seed(stalled, 'final_loss'), digits=3)} nats; over all images the norm is "
         f"{mean_in_words(by_seed(last, 'grad_norm'), digits=3)} (95 % CI over {stalled['seed'].nunique()} "
         f"seeds, in {len(ratios)} of which a net stalls; means over merges). "
         "A stall near a ratio of 0 at a high loss is a critical point; one at a loss near 0 is a minimum."

@@ -4,9 +4,12 @@
   python -m experiments.paper --report-only    # from the tables of results/ alone, without training
   python -m experiments.paper --smoke          # every study at its smallest, into paper_smoke/
 
-Studies run one after the other; one that fails does not stop the others. Writes paper/figures, paper/tables (CSV, and
-LaTeX where a table is short) and paper/report.html, question by question. Exit code 1: a study failed; 2: bad input;
-128 + n: stopped by signal n.
+Studies run one after the other; one that fails does not stop the others. What is trained stays in runs/, and a study
+that ends replaces its tables in results/, as committed ones (`git diff results/` tells what changed): after a stop or a
+failure old and new ones stand side by side, each with its own date, and the report names the studies that failed. All
+figures and results/MANIFEST.json are drawn and written anew. Writes paper/figures, paper/tables (CSV, and LaTeX where a
+table is short) and paper/report.html, question by question. Exit code 1: a study failed; 2: bad input; 128 + n: stopped
+by signal n.
 """
 
 import argparse
@@ -49,7 +52,7 @@ PAPER: dict[str, tuple[str, ...]] = {  # study -> the command lines that make re
     "landscape": ("--every=20 --seeds=6 --batch_sizes=32,128,512 --out=results/landscape",),
     "lesion": ("--depths=8,20 --out=results/lesion",),
 }
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
 LAUNCHING = ("launcher", "jobs", "time_limit", "gpus", "partition")
 
 
@@ -67,13 +70,24 @@ def commands(args: argparse.Namespace) -> dict[str, list[str]]:
 
 def run(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """Runs a command in a process group of its own, to which signals go; its exit code, 128 + n after signal n."""
-    with subprocess.Popen(command, env=environment, start_new_session=True) as child:
-        before = {n: signal.signal(n, lambda n, _: os.killpg(child.pid, n)) for n in SIGNALS}
-        try:
+    told: list[int] = []
+    children: list[subprocess.Popen] = []
+
+    def pass_on(number: int, _) -> None:
+        told.append(number)
+        for child in children:
+            os.killpg(child.pid, number)
+
+    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    try:
+        with subprocess.Popen(command, env=environment, start_new_session=True) as child:
+            children.append(child)
+            for number in told:  # before there was a child
+                os.killpg(child.pid, number)
             code = child.wait()
-        finally:
-            for n, handler in before.items():
-                signal.signal(n, handler)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return code if code >= 0 else 128 - code
 
 
@@ -85,7 +99,7 @@ def study(todo: Mapping[str, Sequence[str]], environment: Mapping[str, str]) -> 
         began = time.monotonic()
         code = run(command, environment)
         print(f"[{number}/{len(todo)}] {name}: exit code {code}, {duration(time.monotonic() - began)}", flush=True)
-        if code >= 128:
+        if code - 128 in SIGNALS:  # other signals are a crash of that study alone
             return failed, code
         if code:
             failed[name] = code
@@ -107,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print("stopped; the same command continues", file=sys.stderr)
                 return stopped
         undrawn = 0 if args.smoke else figures.redraw(args.results)  # small studies have just drawn theirs
-        print(paper_report.write(args.results, target, smoke=args.smoke))
+        print(paper_report.write(args.results, target, smoke=args.smoke, failed=failed))
     except ConfigError as error:
         print("error:", error, file=sys.stderr)
         return 2

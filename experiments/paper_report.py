@@ -12,19 +12,29 @@ from experiments import claims, figures
 from experiments.excerpt import Excerpt
 from experiments.questions import QUESTIONS, Question
 from resjax.analysis import page, tables
+from resjax.config import ConfigError
 
 SHORT = 60  # rows of a table in LaTeX
 OPEN = 20  # rows of a table that the report does not fold
 ESCAPED = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"}
 
 
-def write(results: Path, target: Path, *, smoke: bool = False) -> Path:
+def write(results: Path, target: Path, *, smoke: bool = False, failed: Iterable[str] = ()) -> Path:
     """Copies figures and tables of the runs in `results` below `target`; writes target/report.html, and returns it.
 
-    `smoke`: of small studies, instead of the others. Raises ConfigError if a table is damaged.
+    Args:
+      results: folder of the tables and figures.
+      target: folder of the paper.
+      smoke: small studies, instead of the others.
+      failed: studies whose tables, if there are any, an earlier run has left.
+
+    Raises:
+      ConfigError: there is no table, or one is damaged.
     """
     everything = figures.runs(results)
-    runs = [run for run in everything if run.smoke == smoke]
+    runs = sorted((run for run in everything if run.smoke == smoke), key=lambda run: run.header.get("date", ""))
+    if not runs:
+        raise ConfigError(f"{results}: no tables of {'small ' * smoke}studies; run them first, without --report-only")
     drawn = {run.out: figures.figures_of(run, everything) for run in runs}
     for name in ("figures", "tables"):
         shutil.rmtree(target / name, ignore_errors=True)
@@ -47,6 +57,8 @@ def write(results: Path, target: Path, *, smoke: bool = False) -> Path:
         "runs": f"{len(runs)}; command, number of replicas, commit, device and date stand below each question",
         "intervals": "95 %, corrected for the number of comparisons only where Holm is named",
     }
+    if failed := list(failed):
+        header["failed"] = f"{', '.join(failed)}: what is shown of them is older"
     if smoke:
         header["beware"] = "these small runs only show that every study works; their numbers mean nothing"
     return page.write(target / "report.html", "Products, gates and sums in residual nets", sections, header)
@@ -79,7 +91,7 @@ def checked_answers(root: Path) -> dict[str, list[str]]:
     checked = [claim for claim in claims.read() if claims.ANSWERS.name in {Path(d).name for d in claim.documents}]
     said = {}
     for number, answer in claims.answers().items():
-        wrong = [claim.text for claim in checked if claim.text in answer and not claim.holds(root)]
+        wrong = [claim.text for claim in checked if claim.stands_in(answer) and not claim.holds(root)]
         said[number] = [answer, *(f"Out of date: the tables do not say {text!r} any more." for text in wrong)]
     return said
 
@@ -105,8 +117,8 @@ def part(question: Question, run: figures.Run, drawn: Iterable[Path]) -> Part:
     n = replicas(tables.read_csv(run.tables[0]))
     names = {path: path.stem.removeprefix(run.out.name).removeprefix("_") for path in drawn if path.suffix == ".png"}
     shots = [
-        [page.Figure(p, f"{text} {p.stem}, n = {n}.", text) for p, name in names.items() if re.fullmatch(pattern, name)]
-        for pattern, text in question.figures.items()
+        [page.Figure(path, f"{_full(caption, n)} {path.stem}", caption) for path in _matching(pattern, names)]
+        for pattern, caption in question.figures.items()
     ]
     table = question.table and shown(question.table, run)
     said = tables.verdicts(run.header).items()
@@ -115,6 +127,14 @@ def part(question: Question, run: figures.Run, drawn: Iterable[Path]) -> Part:
     device, date = (run.header.get(key, "unknown") for key in ("device", "date"))
     origin = f"{run.header['command']} · n = {n} · commit {commit} · {device} · {date}"
     return Part(shots, table, verdicts, origin)
+
+
+def _matching(pattern: str, names: Mapping[Path, str]) -> list[Path]:
+    return [path for path, name in names.items() if re.fullmatch(pattern, name)]
+
+
+def _full(caption: str, n: str) -> str:
+    return caption if caption.endswith(".") else f"{caption}, n = {n}."
 
 
 def shown(excerpt: Excerpt, run: figures.Run) -> page.Section | None:
@@ -164,6 +184,8 @@ def section(
 
 def replicas(table: pd.DataFrame) -> str:
     """How many seeds, or splits, or what its columns say."""
+    if {"split", "init"} <= set(table):
+        return f"{table['split'].nunique()} splits x {table['init'].nunique()} initialisations"
     for column in ("seed", "split"):
         if column in table:
             return f"{table[column].nunique()} {column}s"

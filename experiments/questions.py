@@ -1,6 +1,6 @@
 """The questions that the studies answer, and where figures, table and verdicts of each stand in the results.
 
-The answers, in words, stand in docs/experiments.md: see `experiments.answers`.
+The answers, in words, stand in docs/experiments.md: see `experiments.claims.answers`.
 """
 
 import re
@@ -18,8 +18,8 @@ class Question(NamedTuple):
       words: the question in a sentence.
       study: that answers it; "" if none does.
       verdicts: pattern of the keys of its verdicts in the header of a table.
-      figures: pattern of what follows OUT_ in the names of its figures -> caption; the first pattern's are shown, the
-        others folded.
+      figures: pattern of what follows OUT_ in the names of its figures -> caption, to which the number of replicas is
+        added unless it ends with a full stop; the first pattern's figures are shown, the others folded.
       table: what is shown of the tables of every run.
     """
 
@@ -38,7 +38,7 @@ QUESTIONS = {
     "Q1": Question(
         "Does a merge classify better than the sum of shortcut and branch?",
         "compare",
-        figures={"": "Test accuracy of each merge less that of the sum, in points; paired by seed, 95 % CI."},
+        figures={"": "Test accuracy of each merge less that of the sum, in points; paired by seed, 95 % CI"},
         table=Excerpt(
             "Overall accuracy (OA), and its difference to the sum; p after Holm's correction",
             "_differences",
@@ -53,13 +53,13 @@ QUESTIONS = {
     "Q2": Question(
         "Is a merge's difference to the sum one of expressivity or of optimisation?",
         "cause",
-        "gate|interaction at n 256, 2 blocks, width 128|initial bias|.*2 blocks, width 128",
+        "gate|interaction|initial bias|.*blocks, width",
         {
             "decomposition": "The difference to the sum, step by step: from the kernel at initialisation to the net "
-            "with the standard recipe; mean and 95 % CI over splits and initialisations.",
-            "interaction": "Whether a merge's difference depends on the degree of the target: degree 3 less degree 2.",
-            "laziness": "Error less that of the sum over alpha: the larger, the lazier the nets.",
-            "": "Interventions on the product: each one's difference to the sum beside that of the plain product.",
+            "with the standard recipe; mean and 95 % CI",
+            "interaction": "Whether a merge's difference depends on the degree of the target: degree 3 less degree 2",
+            "laziness": "Error less that of the sum over alpha: the larger, the lazier the nets",
+            "": "Interventions on the product: each one's difference to the sum beside that of the plain product",
         },
         Excerpt(
             "Error less that of the sum under the standard recipe, in the target's mean square (two blocks, width 128)",
@@ -74,10 +74,10 @@ QUESTIONS = {
         "signal",
         "Q3|theory|relu",
         {
-            "blocks": "Power, spread of samples and gradient over the blocks at initialisation, by merge.",
-            "gains": "Gain of gradient power per block, measured and by mean-field theory.",
-            "scales": "The same gain over the initial scale g of the norms that feed the merge.",
-            "literal": "The literal relu(s*f): living units, dead units and loss by block.",
+            "blocks": "Power, spread of samples and gradient over the blocks at initialisation, by merge",
+            "gains": "Gain of gradient power per block, measured and by mean-field theory",
+            "scales": "Power, gain and safe number of blocks over the initial scale g of the norms that feed the merge",
+            "literal": "The literal relu(s*f): living and dead units by block",
         },
         Excerpt(
             "ResNet-56 at initialisation",
@@ -93,10 +93,10 @@ QUESTIONS = {
         "saturation",
         "verdict on Q5",
         {
-            "effects": "Training loss and accuracy of gates and their controls, less those of the sum.",
-            "histograms": "Where the values of each gate lie in its range, over training.",
-            "course": "Saturation, slopes and gradients over the epochs.",
-            "rates": "Final training loss and accuracy over the learning rate.",
+            "effects": "Training loss and accuracy of gates and their controls, less those of the sum",
+            "histograms": "Where the values of each gate lie in its range, over training",
+            "course": "Saturation, slopes and gradients over the epochs",
+            "rates": "Final training loss and accuracy over the learning rate",
         },
         Excerpt(
             "The explanations and their evidence",
@@ -109,7 +109,7 @@ QUESTIONS = {
         "Do attention modules saturate as well, or are they few, or coarse?",
         "saturation",
         "verdict on Q6",
-        {"number": "Training loss and accuracy less those of the sum, over the number of gated blocks."},
+        {"number": "Training loss and accuracy less those of the sum, over the number of gated blocks"},
         Excerpt(
             "Gate values at an asymptote after training",
             "_course",
@@ -124,10 +124,10 @@ QUESTIONS = {
         "verdict",
         {
             "race": "Rank correlation of each predictor with the test error of trained nets, over all configurations "
-            "and among merges alone (psi_merge); 95 % CI.",
-            "best": "Test error of the trained nets over the best predictor.",
-            "regression": "Predicted and measured error of regression with the kernels.",
-            "spectra": "Eigenvalues of the kernels, and the target's power in their top modes.",
+            "and among merges alone (psi_merge); 95 % CI",
+            "best": "Test error of the trained nets over the best predictor from a kernel",
+            "regression": "Predicted and measured error of regression with the kernels",
+            "spectra": "Eigenvalues of the kernels, and the target's power in their top modes",
         },
         Excerpt(
             "The race",
@@ -141,13 +141,13 @@ QUESTIONS = {
         "degree",
         "samples|speed|mean degree",
         {
-            "needed": "Samples that halve the error, by the target's degree: theory, infinitely wide kernel and net.",
-            "curves": "Test error over the number of samples, by degree.",
-            "speed": "Training error over the course, less that of the sum, by degree.",
-            "energy": "Degree of the learned functions along lines through the data.",
+            "needed": "Samples for an error of .5, by the target's degree: infinitely wide kernel and net",
+            "curves": "Test error over the number of samples, by degree",
+            "speed": "Training error over the course, less that of the sum, by degree",
+            "energy": "Degree of the learned functions along lines through the data",
         },
         Excerpt(
-            "Samples that halve a net's error, and their ratio to those of the sum",
+            "Samples that a net needs for an error of .5, and their ratio to those of the sum",
             "_needed",
             ("degree", "merge"),
             {"samples": Value("samples"), "ratio": Value("ratio")},
@@ -159,12 +159,12 @@ QUESTIONS = {
         "surface",
         "nets|Q9",
         {
-            ".*_card": "Report card: decision regions on a plane through three images, and every reading by merge.",
-            "common": "Rank correlation of every reading with the test error over merges.",
-            ".*_planes": "Decision regions on the plane through three images, by merge and prior.",
-            ".*_spectra": "Energy of the outputs on lines and circles by degree.",
-            ".*_gaps": "How far outputs between two images are from linear.",
-            ".*_equivalence": "How often two nets predict different classes: on images, on their mixes, on noise.",
+            ".*_card": "Report card: decision regions of one net each on a plane through three images, and readings",
+            "common": "Rank correlation of every reading with the test error over merges",
+            ".*_planes": "Decision regions on the plane through three images, one net for each merge and prior.",
+            ".*_spectra": "Energy of the outputs on lines and circles by degree",
+            ".*_gaps": "How far outputs between two images are from linear",
+            ".*_equivalence": "How often two nets predict different classes: on images, on their mixes, on noise",
         },
         Excerpt(
             "Readings of the sum's net without a prior",
@@ -179,13 +179,13 @@ QUESTIONS = {
         "interpolators",
         "",
         {
-            "distances": "How differently nets of two merges classify, beyond two seeds of one.",
-            "differences": "Test error of nets that fit every training image, less that of the sum.",
-            "errors": "Test errors of nets that fit every training image.",
-            "readings": "Readings of flatness against the test error.",
+            "distances": "Total variation between nets of different seeds; framed: of one merge",
+            "differences": "Test error of nets that fit every training image, less that of the sum",
+            "errors": "Test errors of nets that fit every training image",
+            "readings": "Readings of flatness against the test error",
         },
         Excerpt(
-            "Distance to the sum's nets beyond that between seeds, in total variation",
+            "Distance to the sum's nets beyond that between seeds",
             "_excess",
             ("merge",),
             {"excess_tv": Value("total variation"), "excess_disagreement": Value("disagreement")},
@@ -195,19 +195,19 @@ QUESTIONS = {
         "What do augmentation, mixup and noise change in those functions?",
         "surface",
         "Q11",
-        {"priors": "What a prior changes of every reading, relative to the mean without it; mean over merges."},
+        {"priors": "What a prior changes of every reading: in %, of shares in points; mean over merges"},
         Excerpt(
-            "Change of every reading, relative to the mean without a prior",
+            "Change of every reading: in % of the mean without a prior, of shares in points",
             "_priors",
             ("dataset", "arm", "reading"),
-            {"relative": Value("change (%)", 100)},
+            {"relative": Value("change (%; of shares: points)", 100)},
         ),
     ),
     "Q12": Question(
         "Is a residual product an attention mask that needs no parameters?",
         "saturation",
         "verdict on Q12",
-        {"masks": "Masks of trained nets on the same images; means over seeds."},
+        {"masks": "Masks of trained nets on the same images; means over seeds"},
         Excerpt(
             "Masks of the first block: how much they vary over positions, and their correlation with the ink",
             "_masks",
@@ -221,8 +221,8 @@ QUESTIONS = {
         "landscape",
         "left out|verdict on Q13",
         {
-            "gradients": "Norm of the gradient and loss over training.",
-            "curvature": "Loss, gradient, extreme eigenvalues and trace of the Hessian over training.",
+            "gradients": "Norm of the gradient and loss over training",
+            "curvature": "Gradient, extreme eigenvalues, trace and negative share of the Hessian over training",
         },
     ),
     "Q14": Question(
@@ -230,9 +230,9 @@ QUESTIONS = {
         "landscape",
         "verdict on Q14",
         {
-            "negative": "Share of negative eigenvalues of the Hessian against the loss.",
-            "escape": "What a step along the most negative eigenvector takes off the loss, against other directions.",
-            "density": "Density of the Hessian's eigenvalues.",
+            "negative": "Share of negative eigenvalues of the Hessian against the loss",
+            "escape": "What a step along the most negative eigenvector takes off the loss, against other directions",
+            "density": "Density of the Hessian's eigenvalues",
         },
         Excerpt(
             "Rank correlations with the loss",
@@ -247,9 +247,9 @@ QUESTIONS = {
         "landscape",
         "verdict on Q15|barriers",
         {
-            "sharpness": "Sharpness and test error by batch size.",
-            "planes": "Training loss on a plane around trained nets.",
-            "lines": "Loss on the line between two seeds.",
+            "sharpness": "Sharpness and test error by batch size",
+            "planes": "Training loss on a plane around one trained net of each merge.",
+            "lines": "Loss on the line between two seeds; 3 pairs of each merge.",
         },
         Excerpt(
             "Rank correlations within merges",
@@ -263,7 +263,7 @@ QUESTIONS = {
         "Which initialisers keep the variance forwards and backwards?",
         "signal",
         "Q16",
-        {"initialisers": "Standard deviation of signal and gradient over the layers of plain stacks."},
+        {"initialisers": "Standard deviation of signal and gradient over the layers of plain stacks"},
         Excerpt(
             "Change of the standard deviation per layer",
             "_initialisers",
@@ -276,10 +276,10 @@ QUESTIONS = {
         "lesion",
         ".*one block",
         {
-            "blocks": "Error without one block, by its position.",
-            "numbers": "Error over the number of blocks left out.",
-            "paths": "Share of the gradient by the length of its path, before and after training.",
-            "effects": "Rise of the error without one block, less that of the sum.",
+            "blocks": "Error without one block, by its position",
+            "numbers": "Error over the number of blocks left out",
+            "paths": "Share of the gradient by the length of its path, before and after training",
+            "effects": "Rise of the error without one block, or with its branch at its mean, less that of the sum",
         },
         Excerpt(
             "Rise of the error without one block, and its difference to the sum",
@@ -293,7 +293,7 @@ QUESTIONS = {
         "Are half of the units dead if half of the activations are zero?",
         "signal",
         "Q18",
-        {"zeros": "Share of zero activations, and of units that are never active, by layer."},
+        {"zeros": "Share of zero activations, and of units that are never active, by layer"},
         Excerpt(
             "By layer",
             "_zeros",
@@ -305,7 +305,7 @@ QUESTIONS = {
         "Does depth always help?",
         "lesion",
         ".*trained",
-        {"trainability": "Test accuracy by depth; a cross: all replicas diverged."},
+        {"trainability": "Test accuracy by depth; a cross: all replicas diverged"},
         Excerpt(
             "Overall accuracy",
             "_effects",
@@ -317,7 +317,7 @@ QUESTIONS = {
     "Q20": Question(
         "Is a merge's error for lack of capacity?",
         "cause",
-        figures={"axes": "The steps from kernel to net over width and depth."},
+        figures={"axes": "Error less that of the sum after kernel, net and recipe, over width and depth"},
     ),
     "Q21": Question(
         "Does learning need a non-polynomial activation?",
@@ -337,7 +337,7 @@ QUESTIONS = {
         "To which shifts, rotations and scales are the nets invariant, and does a spatial transformer help?",
         "surface",
         "Q25",
-        {".*_symmetry": "Of the images that a net has right, the share that it keeps under a transformation."},
+        {".*_symmetry": "Of the images that a net has right, the share that it keeps under a transformation"},
         Excerpt(
             "What the sum's net keeps without a prior",
             "_symmetry",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_models import BEYOND_ADD
 
-from experiments import cells
+from experiments import cells, paper
 from resjax import command_line, config
 from resjax.explore import __main__ as explore
 from resjax.models.merges import MERGES
@@ -124,6 +124,8 @@ def test_commands_parse(module, arguments, monkeypatch):
     elif module == "resjax.explore":
         monkeypatch.setattr(explore, "_serve", lambda runs, port, *, browser: 0)
         assert explore.main(arguments) == 0
+    elif module == "experiments.paper":
+        paper._parser().parse_args(arguments)
     else:
         assert module.startswith("experiments."), f"{module} has no parser here"
         if "NAME" not in module:

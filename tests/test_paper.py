@@ -15,6 +15,7 @@ from experiments.claims import Claim
 from experiments.excerpt import Excerpt, Value
 from experiments.questions import QUESTIONS, Question
 from resjax.analysis import tables
+from resjax.config import ConfigError
 
 HEADER = {"command": "python -m experiments.lesion --out=x", "commit": "c0", "device": "1 x cpu", "date": "today"}
 
@@ -31,6 +32,11 @@ def test_a_failing_study_does_not_stop_the_others(capsys):
 def test_a_stopped_study_stops_the_paper():
     assert paper.study({"a": exits(130), "b": exits(0)}, os.environ) == ({}, 130)
     assert paper.run([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], os.environ) == 128 + 9
+
+
+def test_a_study_that_crashes_does_not_stop_the_others():
+    killed = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    assert paper.study({"a": killed, "b": exits(139), "c": exits(0)}, os.environ) == ({"a": 137, "b": 139}, 0)
 
 
 def test_a_signal_goes_to_the_study(tmp_path):
@@ -109,10 +115,33 @@ def test_every_figure_of_the_results_and_every_excerpt_has_its_question():
             name = path.stem.removeprefix(run.out.name).removeprefix("_")
             assert any(re.fullmatch(pattern, name) for question in asked for pattern in question.figures), path
     for number, question in QUESTIONS.items():
+        own = [run for run in runs if run.study == question.study]
+        names = [
+            p.stem.removeprefix(r.out.name).removeprefix("_") for r in own for p in figures.figures_of(r, everything)
+        ]
+        assert all(any(re.fullmatch(pattern, name) for name in names) for pattern in question.figures), number
+        if question.verdicts != "$":
+            assert any(question.has_verdict(key) for run in own for key in tables.verdicts(run.header)), number
         if question.table is not None:
-            found = [tables.written(run.out, question.table.suffix) for run in runs if run.study == question.study]
+            found = [tables.written(run.out, question.table.suffix) for run in own]
             read = [table[question.table.suffix] for table in found if question.table.suffix in table]
             assert any(question.table.of(table) is not None for table in read), number
+
+
+def test_studies_that_failed_are_named(asked, tmp_path):
+    asked()
+    path = paper_report.write(tmp_path / "results", tmp_path / "paper", failed=["degree"])
+    assert "<dt>failed</dt><dd>degree: what is shown of them is older</dd>" in path.read_text()
+
+
+def test_a_report_of_nothing_is_refused(asked, tmp_path):
+    with pytest.raises(ConfigError, match="no tables of small studies"):
+        paper_report.write(tmp_path / "results", tmp_path / "paper", smoke=True)
+
+
+def test_a_caption_says_how_many():
+    assert paper_report._full("Loss", "6 seeds") == "Loss, n = 6 seeds."
+    assert paper_report._full("One net.", "6 seeds") == "One net."
 
 
 def test_a_table_that_names_no_study_is_refused(tmp_path):

@@ -216,6 +216,16 @@ def test_a_contrast_counts_the_seeds_that_all_cells_have():
     assert saturation.contrast(nets, {"a": 1, "b": -2}, "early_loss")["mean"] == pytest.approx(-0.5)
 
 
+@pytest.mark.parametrize(("few", "coarse", "said", "size"), [
+    (0.5, 1.3, "the number", 0.2), (0.7, 1.5, "the granularity", -0.2), (1.6, 0.9, "the number", 0.5),
+    (0.9, 1.11, "neither is shown", -0.01),
+])  # fmt: skip
+def test_number_and_granularity_are_compared_by_size(few, coarse, said, size):
+    nets = nets_of(many=1 + NOISE, few=few + NOISE[::-1], coarse=coarse + NOISE[[1, 3, 0, 2]])
+    words = verdicts.on_number(nets, "many", "few", "coarse")
+    assert said in words and float(words.rpartition("sizes ")[2].split()[0]) == pytest.approx(size, abs=0.006)
+
+
 def test_the_best_rate_of_a_gate():
     rows = []
     for merge, best in {"add": 0.1, "gate_sig": 1.0}.items():

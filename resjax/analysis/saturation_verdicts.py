@@ -73,15 +73,16 @@ def on_attention(course: pd.DataFrame, lost: pd.DataFrame) -> str:
 
 
 def on_number(nets: pd.DataFrame, many: str, few: str, coarse: str) -> str:
-    """Whether the number of gated blocks or the gate's granularity decides: full gates in all blocks against both."""
-    number, dimension = (contrast(nets, {many: 1, other: -1}, "early_loss") for other in (few, coarse))
-    difference = contrast(nets, {coarse: 1, few: -1}, "early_loss")
+    """Whether the number of gated blocks or the gate's granularity changes more, whatever the directions."""
+    number, dimension = (contrast(nets, {other: 1, many: -1}, "early_loss") for other in (few, coarse))
+    a, b = (1 if change["mean"] >= 0 else -1 for change in (number, dimension))
+    sizes = contrast(nets, {few: a, coarse: -b, many: b - a}, "early_loss")
     larger = {"supported": "the number matters more", "refuted": "the granularity matters more"}.get(
-        decided(difference), "neither is shown to matter more"
+        decided(sizes), "neither is shown to matter more"
     )
     return (
-        f"early training loss of {many} is {interval(number)} nats above that of {few}, and {interval(dimension)} "
-        f"above that of {coarse} (n = {number['n']}): {larger}, difference {interval(difference)}"
+        f"from {many} to {few} early training loss changes by {interval(number)} nats, to {coarse} by "
+        f"{interval(dimension)} (n = {number['n']}): {larger}, difference of the sizes {interval(sizes)}"
     )
 
 
