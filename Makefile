@@ -38,10 +38,12 @@ $(VENV)/.bench: $(VENV)/.done
 STUDIES := compare ntk_generalization signal saturation landscape lesion cause degree interpolators surface
 smoke: $(STUDIES:%=smoke-%)
 smoke-%: setup  # that they run to their end; unoptimised programs compile in three quarters of the time
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m experiments.$* --smoke --workdir=$$(mktemp -d)
+	$(UNOPTIMISED) $(BIN)/python -m experiments.$* --smoke --workdir=$$(mktemp -d)
+UNOPTIMISED := JAX_DISABLE_MOST_OPTIMIZATIONS=1
+smoke-compare: UNOPTIMISED :=  # one as users run it
 
 notebook: setup  # that it runs; `make test` looks at what stands in it
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 RESJAX_NOTEBOOK_RUN=1 $(BIN)/python -m pytest --numprocesses=0 tests/test_notebook.py
+	$(UNOPTIMISED) RESJAX_NOTEBOOK_RUN=1 $(BIN)/python -m pytest --numprocesses=0 tests/test_notebook.py
 
 figures: setup  # from results/ alone, without JAX
 	$(BIN)/python -m experiments.figures

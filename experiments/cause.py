@@ -27,7 +27,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -123,8 +122,7 @@ def main(argv: Sequence[str] | None = None, measure: measuring.Measure | None = 
         asked = configurations(args)
         if measure is None:
             from resjax.ntk.rungs import measure
-        if launcher is launchers.in_this_process:
-            launcher = partial(launchers.in_processes, processes=measuring.workers())
+        launcher = measuring.over_cores(launcher, small=args.smoke)
         first: dict[tuple, str] = {}
         for label, cell in asked.items():
             first.setdefault(cell.key, label)

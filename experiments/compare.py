@@ -38,8 +38,8 @@ from resjax.config import ConfigError
 MODULE = "experiments.compare"
 BASELINE = "add"
 SMOKE = {  # an mlp compiles in a third of the time
-    "merges": "add,mul_bn1,gate_sig", "set": ["model.name=mlp"], "seeds": 2, "epochs": 3, "width": 8,
-    "tune_epochs": 2, "out": "results/compare_smoke",
+    "merges": "add,mul_bn1,gate_sig", "set": ["model.name=mlp"], "seeds": 2, "epochs": 3, "depth": 4,
+    "width": 8, "tune_epochs": 2, "out": "results/compare_smoke",
 }  # fmt: skip
 VALIDATION = 0.1  # share of the training set, while tuning
 TUNING_SEED = 1000  # offset of the tuning replicas' seeds: who is picked for a lucky seed must not report it

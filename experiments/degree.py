@@ -56,8 +56,7 @@ def main(
         asked = configurations(args)
         from resjax.ntk import degrees, rungs
 
-        if launcher is launchers.in_this_process:
-            launcher = partial(launchers.in_processes, processes=measuring.workers())
+        launcher = measuring.over_cores(launcher, small=args.smoke)
         run = partial(measuring.measure_all, workdir=args.workdir, console=console, launcher=launcher)
         options = {"test": TEST, "inits": 1, "alphas": "1", "rates": args.rates}
         curves = run(

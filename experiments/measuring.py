@@ -22,8 +22,21 @@ from resjax.training import rundir
 Measure = Callable[..., dict[str, list[dict]]]
 
 
+def over_cores(launcher: launchers.Launcher, *, small: bool, processes: int | None = None) -> launchers.Launcher:
+    """The launcher of measurements, which unlike trainings don't use all cores: several processes on this machine.
+
+    Args:
+      launcher: of the study; one that submits jobs stays.
+      small: whether starting a process would take longer than measuring; then they stay in this one.
+      processes: their number; else `workers`.
+    """
+    if launcher is not launchers.in_this_process or (small and processes is None):
+        return launcher
+    return partial(launchers.in_processes, processes=processes or workers())
+
+
 def workers() -> int:
-    """Processes that measure where nothing else is said: one per core, but one alone on an accelerator."""
+    """One process per core, but one alone on an accelerator."""
     import jax
 
     from resjax.training.startup import cores

@@ -36,7 +36,7 @@ from resjax.config import ConfigError
 MODULE = "experiments.ntk_generalization"
 SMOKE = {
     "merges": "add,mul_bn1", "datasets": "digits,cube_degree2", "set": ["model.name=mlp"], "seeds": 2, "epochs": 20,
-    "train_size": 32, "pool": 96, "depths": (8,), "widths": (8,), "out": "results/ntk_generalization_smoke",
+    "train_size": 32, "pool": 96, "depths": (4,), "widths": (8,), "out": "results/ntk_generalization_smoke",
 }  # fmt: skip
 
 
@@ -92,8 +92,7 @@ def main(
         configs = {label: config for label, (config, _) in pools.items()}
         outcomes = cells.run(configs, train, args.workdir, console, launcher)
         todo = {o.label: (o.config, {"pool": pools[o.label][1]}) for o in outcomes if o.run_dir}
-        if launcher is launchers.in_this_process:  # measurements, unlike trainings, don't use all cores
-            launcher = partial(launchers.in_processes, processes=args.workers or measuring.workers())
+        launcher = measuring.over_cores(launcher, small=args.smoke, processes=args.workers)
         measured = measuring.measure_all(todo, measure or of_kernels.measure, "ntk", args.workdir, console, launcher)
         if not measured:
             raise ConfigError("no run could be measured; the reasons stand above")

@@ -20,7 +20,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -35,9 +34,9 @@ MODULE = "experiments.signal"
 NORMS = ("bn", "ln")
 SWEPT = ("mul_bn1", "mul_res")
 IMAGES = {"resnet": 128, "mlp": 512}  # that BatchNorm takes its statistics of; of a resnet as in training
-SMOKE = {  # an mlp compiles in a third of the time
-    "merges": "mul_bn1", "set": ["model.name=mlp"], "depths": (8,), "mlp_width": 64, "mlp_depth": 6, "scales": (0.3,),
-    "literal_depth": 6, "trained": "add", "seeds": 2, "epochs": 2, "out": "results/signal_smoke",
+SMOKE = {
+    "merges": "mul_bn1", "depths": (8,), "mlp_width": 64, "mlp_depth": 6, "scales": (0.3,), "literal_depth": 8,
+    "trained": "add", "seeds": 2, "epochs": 2, "out": "results/signal_smoke",
 }  # fmt: skip
 
 
@@ -75,8 +74,7 @@ def main(
             console,
             launcher,
         )
-        if launcher is launchers.in_this_process:  # measurements, unlike trainings, don't use all cores
-            launcher = partial(launchers.in_processes, processes=measuring.workers())
+        launcher = measuring.over_cores(launcher, small=args.smoke)
         looks = asked(todo, outcomes)
         jobs = {
             f"{look}, {k}": (c, {"look": look, "images": IMAGES[c.model.name]})

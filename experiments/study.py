@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +80,7 @@ def main(
         if measure is None:
             from resjax.probes.of_run import measure
         outcomes = cells.run(configs, train, args.workdir, console, launcher)
-        if launcher is launchers.in_this_process:  # looks, unlike trainings, don't use all cores
-            launcher = partial(launchers.in_processes, processes=measuring.workers())
+        launcher = measuring.over_cores(launcher, small=args.smoke)
         rows, missing = {}, 0
         for name, options in looks(args).items():
             options = dict(options)

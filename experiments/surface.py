@@ -40,8 +40,8 @@ from resjax.config import ConfigError
 
 MODULE = "experiments.surface"
 SMOKE = {
-    "merges": "add,mul_bn1", "arms": "plain,augment", "set": ["model.name=mlp"], "seeds": 2, "epochs": 3, "width": 8,
-    "images": 64, "out": "results/surface_smoke",
+    "merges": "add,mul_bn1", "arms": "plain,augment", "set": ["model.name=mlp"], "seeds": 2, "epochs": 3, "depth": 4,
+    "width": 8, "images": 64, "out": "results/surface_smoke",
 }  # fmt: skip
 PLAIN = {"dataset.augment": "none", "dataset.mixup": 0.0, "dataset.noise": 0.0, "model.front": "none"}
 PRIORS = {  # prior -> entries

@@ -4,6 +4,7 @@ import os
 import tempfile
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when NumPy is imported; test processes would contend for the cores
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # programs take longer to compile than to run; read by `import jax`
 
 import jax
 import pytest
@@ -15,6 +16,14 @@ _CACHE = tempfile.TemporaryDirectory()
 os.environ["XDG_CACHE_HOME"] = _CACHE.name  # also of the programs that tests start
 jax.config.update("jax_compilation_cache_dir", f"{_CACHE.name}/compiled")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture
+def optimised():
+    """Programs as they are outside of tests."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

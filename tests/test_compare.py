@@ -33,7 +33,9 @@ class Trainer:
 
 
 @pytest.fixture
-def study(tmp_path):
+def study(tmp_path, monkeypatch):
+    monkeypatch.setattr(cells.figures, "curves", lambda run_dir: None)
+
     def run(*argv, train=None):
         paths = [f"--workdir={tmp_path / 'runs'}", f"--out={tmp_path / 'out'}", "--epochs=2"]
         return compare.main([*paths, *argv], train or Trainer(), REGISTRY)

@@ -46,7 +46,7 @@ def test_two_blocks_without_activations_have_degree_two_to_the_blocks(merge, hig
 
 
 def test_rates_are_the_one_asked_for_or_a_share_of_the_stability_limit(tmp_path):
-    config = net("mul", "relu", **{"model.norm": "ln", "seeds": 1})
+    config = net("mul", "relu", **{"model.norm": "ln", "model.depth": 4, "seeds": 1})
     found = degrees.measure(config, tmp_path, test=8, lines=1, rate=1e-3, share=0.1)
     rows = pd.DataFrame(found["speed"]).set_index("rule").drop(columns="split")
     pd.testing.assert_series_equal(rows.loc["one"], rows.loc["tuned"], check_names=False)  # both have the rate 1e-3

@@ -12,17 +12,33 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from configs import add
+from resjax.config import ConfigError
+from resjax.training import hosts, loop
+
 ROOT = Path(__file__).parents[1]
-TINY = [
-    "--config=configs/add.py", "--config.seeds=2", "--config.batch_size=32", "--config.dataset.train_size=96",
-    "--config.model.name=mlp", "--config.model.depth=4", "--config.optimizer.learning_rate=0.01",
-    "--config.dataset.noise=0.1",
-]  # fmt: skip
+TINY = {
+    "seeds": 2, "batch_size": 32, "dataset.train_size": 96, "model.name": "mlp", "model.depth": 4,
+    "optimizer.learning_rate": 0.01, "dataset.noise": 0.1, "epochs": 3,
+}  # fmt: skip
+FLAGS = ["--config=configs/add.py", *(f"--config.{key}={value}" for key, value in TINY.items())]
+ONE_AFTER_THE_OTHER = """
+import json, sys
+from resjax import main
+
+sys.exit(max(main.main(["main.py", *arguments]) for arguments in json.loads(sys.argv[1])))
+"""
 
 
-def start(workdir, devices, *arguments):
+def start(devices, *runs):
+    """One process for runs of which each has a workdir and more arguments."""
+    runs = [[f"--workdir={workdir}", *FLAGS, *arguments] for workdir, *arguments in runs]
+    return python(devices, ONE_AFTER_THE_OTHER, json.dumps(runs))
+
+
+def python(devices, *arguments):
     """One process that sees `devices` CPU devices."""
-    command = [sys.executable, "-m", "resjax.main", f"--workdir={workdir}", *TINY, *arguments]
+    command = [sys.executable, "-c", *arguments]
     env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -42,8 +58,8 @@ def specs():
 
 
 def together(workdir, *arguments):
-    """Two processes with four devices each."""
-    return [start(workdir, 4, f"--distributed={spec}", *arguments) for spec in specs()]
+    """Two processes with two devices each."""
+    return [start(2, [workdir, f"--distributed={spec}", *arguments]) for spec in specs()]
 
 
 def rows_of(workdir):
@@ -64,24 +80,27 @@ def check_close(workdir, reference):
 @pytest.fixture(scope="module")
 def one_device(tmp_path_factory):
     """Losses of three epochs."""
-    path = tmp_path_factory.mktemp("one")
-    assert finish(start(path, 1, "--config.epochs=3"))[0] == [0]
+    path, config = tmp_path_factory.mktemp("one"), add.get_config()
+    config.update_from_flattened_dict(TINY)
+    loop.train(config, path)
     return losses(path)
 
 
-@pytest.mark.parametrize("arguments", [
-    ["--config.batch_devices=8"],
-    ["--config.batch_devices=2", "--config.replicas=vmap", "--config.seeds=4"],  # and four rows of replicas
-    ["--config.parallel=pmap"],
-], ids=lambda arguments: arguments[0].partition("=")[2])  # fmt: skip
-def test_several_devices_give_the_losses_of_one(tmp_path, one_device, arguments):
+def test_several_devices_give_the_losses_of_one(tmp_path, one_device):
     # BatchNorm over the global batch in all of them: statistics of each device's share would be off by percents.
-    assert finish(start(tmp_path, 8, "--config.epochs=3", *arguments))[0] == [0]
-    check_close(tmp_path, one_device)
+    runs = [
+        [tmp_path / "all", "--config.batch_devices=8"],
+        [tmp_path / "two", "--config.batch_devices=2", "--config.replicas=vmap", "--config.seeds=4"],  # and four rows
+        [tmp_path / "pmap", "--config.parallel=pmap"],
+    ]
+    codes, said = finish(start(8, *runs))
+    assert codes == [0], said
+    for workdir, *_ in runs:
+        check_close(workdir, one_device)
 
 
 def test_a_batch_over_two_processes_gives_the_losses_of_one(tmp_path, one_device):
-    codes, said = finish(*together(tmp_path, "--config.epochs=3", "--config.seeds=1"))
+    codes, said = finish(*together(tmp_path, "--config.seeds=1"))
     assert codes == [0, 0], said
     check_close(tmp_path, {key: loss for key, loss in one_device.items() if key[1] == 0})
     assert len(rows_of(tmp_path)) == 6  # one process writes
@@ -97,23 +116,21 @@ def test_processes_stop_together_and_one_alone_continues(tmp_path):
     assert codes == [143, 143], said
     reached = len(rows_of(tmp_path))
     assert json.loads(next(tmp_path.glob("*/status.json")).read_text())["status"] == "interrupted"
-    codes, said = finish(start(tmp_path, 1, "--config.epochs=100"))
-    assert codes == [0] and "device_count 1 (began with 8), processes 1 (began with 2)" in said[0]
+    codes, said = finish(start(1, [tmp_path, "--config.epochs=100"]))
+    assert codes == [0] and "device_count 1 (began with 4), processes 1 (began with 2)" in said[0]
     rows = rows_of(tmp_path)
     assert 4 <= reached < len(rows) == 4 * 100 and [r["epoch"] for r in rows] == sorted(r["epoch"] for r in rows)
 
 
-def test_bad_input_ends_all_processes_with_one_line(tmp_path):
-    (tmp_path / "file").write_text("")
-    codes, said = finish(*together(tmp_path / "file", "--config.epochs=3"))
-    assert codes == [2, 2] and all("error: cannot write" in text for text in said)
-    codes, said = finish(start(tmp_path, 1, "--distributed=here"))
-    assert codes == [2] and "--distributed=here: use auto, or HOST:PORT,PROCESSES,INDEX" in said[0]
+def test_where_the_others_are_is_refused_in_one_line():
+    with pytest.raises(ConfigError, match="--distributed=here: use auto, or HOST:PORT,PROCESSES,INDEX"):
+        hosts.connect("here")
 
 
 AGREEMENT = """
 import sys
 import numpy as np
+from resjax import main
 from resjax.config import ConfigError
 from resjax.training import hosts
 
@@ -141,15 +158,13 @@ assert error_of(lambda: hosts.on_first(lambda: fail(ValueError))) == "RuntimeErr
 assert hosts.together(lambda: first) == first
 expected = "ConfigError: process 1 can't take part: see what it said" if first else "KeyError: 'no good'"
 assert error_of(lambda: hosts.together(lambda: None if first else fail(KeyError))) == expected
+sys.exit(main.main(["main.py", *sys.argv[2:]]))
 """
 
 
-def test_processes_agree_bit_by_bit_and_fail_together():
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", AGREEMENT, spec], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for spec in specs()
-    ]
-    codes, said = finish(*started)
-    assert codes == [0, 0], said
+def test_processes_agree_bit_by_bit_and_fail_together(tmp_path):
+    (tmp_path / "file").write_text("")
+    bad = [f"--workdir={tmp_path / 'file'}", *FLAGS]
+    codes, said = finish(*(python(2, AGREEMENT, spec, *bad) for spec in specs()))
+    assert codes == [2, 2], said
+    assert all("error: cannot write" in text and len(text.splitlines()) == 1 for text in said), said

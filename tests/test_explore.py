@@ -34,11 +34,9 @@ SMALL = {"model.name": "mlp", "model.depth": 4, "model.width": 8, "seeds": 1, "e
 
 @pytest.fixture(scope="module", autouse=True)
 def coarse():
-    jax.config.update("jax_disable_most_optimizations", True)
     fine, model.POINTS = model.POINTS, 9
     yield
     model.POINTS = fine
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

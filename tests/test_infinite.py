@@ -253,7 +253,7 @@ def wide_kernels(merge, depth, norm, scale):
         ("mixed", 1, "ln", None, "gate_sig"),  # the mean of s beside b(f)
     ],
 )
-def test_kernels_equal_wide_nets(merge, depth, norm, scale, wrong):
+def test_kernels_equal_wide_nets(merge, depth, norm, scale, wrong, optimised):
     kernels = wide_kernels(merge, depth, norm, scale)
     r = np.cos(ANGLES[:, None] - ANGLES)
     # The bias of a net of finite width is O(1/width); at width 128 it was measured below .8/width, in this unit.

@@ -364,8 +364,8 @@ def test_a_training_in_this_process_has_the_terminal_to_itself(launcher, live, t
 
 
 def test_a_cell_that_was_killed_is_trained_by_the_same_command(tmp_path, without_slurm):
-    """The whole program: three cells, two at a time; the process of one is killed while it trains."""
-    merges = ["add", "mul", "max"]
+    """The whole program: two cells at a time; the process of one is killed while it trains."""
+    merges = ["add", "mul"]
     flags = "--launcher=submitit --jobs=2 --width=8 --train_size=96 --batch_size=32 --seeds=1 --epochs=3 "
     flags += "--set=model.name=mlp --set=model.depth=4 --set=model.norm=none --set=dataset.augment=none "
     flags += "--set=compilation_cache=none"
@@ -382,9 +382,9 @@ def test_a_cell_that_was_killed_is_trained_by_the_same_command(tmp_path, without
     assert dict(table["status"]) == {merge: "failed" if merge == "mul" else "done" for merge in merges}
 
     others = {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/*-*/*") if p.parent != killed}
-    assert len({p.parent for p in others if p.name == "summary.json"}) == 2
+    assert len({p.parent for p in others if p.name == "summary.json"}) == 1
     again = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=240, check=False)
     assert again.returncode == 0
     assert {p: p.stat().st_mtime_ns for p in others} == others
     assert set(pd.read_csv(tmp_path / "out.csv", comment="#")["status"]) == {"done"}
-    assert "1 of 3 cells were trained" in (tmp_path / "out.csv").read_text()
+    assert "1 of 2 cells were trained" in (tmp_path / "out.csv").read_text()

@@ -24,13 +24,6 @@ from resjax.training.step import half_squared_error
 KEY = jax.random.key(3)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_fast():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 # --- A net that NumPy computes as well --------------------------------------------------------------------------
 class Join(nn.Module):
     product: bool

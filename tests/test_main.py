@@ -7,14 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from resjax import command_line
+from resjax import command_line, main
 from resjax.config import ConfigError
+from resjax.training import startup
 
 ROOT = Path(__file__).parents[1]
 TINY = [
     "--config.epochs=1", "--config.seeds=2", "--config.model.name=mlp", "--config.model.depth=4",
     "--config.dataset.train_size=128",
 ]  # fmt: skip
+
+
+MUL = f"--config={ROOT}/configs/mul.py"
+in_process = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # config_flags calls it
 
 
 def run(workdir, *arguments, cwd=ROOT):
@@ -34,30 +39,30 @@ def test_a_run_then_nothing(tmp_path):
     assert {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file()} == before
 
 
-def test_divergence_is_named_and_exits_with_one(tmp_path):
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """The program in this process: exit code, stdout and stderr."""
+    monkeypatch.setattr(startup, "start", lambda *_: None)  # JAX has started: its devices can't be chosen any more
+
+    def run(workdir, *arguments):
+        return main.main(["main.py", f"--workdir={workdir}", *arguments]), *capsys.readouterr()
+
+    return run
+
+
+@in_process
+def test_divergence_is_named_and_exits_with_one(tmp_path, here):
     diverging = ["--config.optimizer.learning_rate=1e6", "--config.model.norm=none", "--config.loss.name=mse"]
-    done = run(tmp_path, "--config=configs/add.py", *TINY, *diverging, "--config.batch_size=16")
-    assert done.returncode == 1
-    assert "seed 0 diverged: loss or gradient not finite in epoch 1" in done.stderr
+    code, _, err = here(tmp_path, MUL, "--config.model.merge=add", *TINY, *diverging, "--config.batch_size=16")
+    assert code == 1
+    assert "seed 0 diverged: loss or gradient not finite in epoch 1" in err
 
 
 @pytest.mark.parametrize("arguments, words", [
-    ([], "no --config"),
     (["--config=configs/mull.py"], "configs/mull.py"),
-    (["--config=configs/mul.py:cifar11"], "unknown preset"),
-    (["--config=configs/mul.py", "--config.model.merge=plus"], "no such merge"),
-    (["--config=configs/mul.py", "--config.dataset.name=nosuch"], "nosuch"),
-    (["--config=configs/mul.py", "--config.model.dpeth=8"], "dpeth"),
-    (["--config=configs/mul.py", "--config.optimizer.learning_rate=nan"], "learning_rate"),
-    (["--config=configs/mul.py", "--config.optimizer.learning_rate=fast"], "learning_rate"),
-    (["--config=configs/mul.py", "--config.model.depth=-3"], "depth"),
-    (["--config=configs/mul.py", "--config.model.depth=21"], "6n+2"),
-    (["--config=configs/mul.py", "--config.epochs=2.5"], "epochs"),
     (["--config=configs/mul.py", "--config.batch_size=5000"], "only 1437 training images"),
     (["--config=configs/mul.py:cifar10", "--config.dataset.data_dir=/nowhere"], "TFDS_DATA_DIR"),
-    (["--config=configs/mul.py", "--workdri=x"], "workdri"),
-    (["--config=configs/mul.py", "mul"], "unexpected argument"),
-], ids=lambda value: " ".join(value) if isinstance(value, list) else "")  # fmt: skip
+], ids=["flags", "run", "data"])  # fmt: skip
 def test_bad_input_is_one_line_and_exit_code_two(tmp_path, arguments, words):
     done = run(tmp_path / "runs", *arguments)
     assert done.returncode == 2, done.stdout + done.stderr
@@ -65,8 +70,25 @@ def test_bad_input_is_one_line_and_exit_code_two(tmp_path, arguments, words):
     assert "Traceback" not in done.stdout and not (tmp_path / "runs").exists()
 
 
-MUL = f"--config={ROOT}/configs/mul.py"
-in_process = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # config_flags calls it
+@in_process
+@pytest.mark.parametrize("arguments, words", [
+    ([], "no --config"),
+    ([MUL + ":cifar11"], "unknown preset"),
+    ([MUL, "--config.model.merge=plus"], "no such merge"),
+    ([MUL, "--config.dataset.name=nosuch"], "nosuch"),
+    ([MUL, "--config.model.dpeth=8"], "dpeth"),
+    ([MUL, "--config.optimizer.learning_rate=nan"], "learning_rate"),
+    ([MUL, "--config.optimizer.learning_rate=fast"], "learning_rate"),
+    ([MUL, "--config.model.depth=-3"], "depth"),
+    ([MUL, "--config.model.depth=21"], "6n+2"),
+    ([MUL, "--config.epochs=2.5"], "epochs"),
+    ([MUL, "--workdri=x"], "workdri"),
+    ([MUL, "mul"], "unexpected argument"),
+], ids=lambda value: " ".join(value[1:]) if isinstance(value, list) else "")  # fmt: skip
+def test_what_a_process_need_not_be_started_for(tmp_path, here, arguments, words):
+    code, out, err = here(tmp_path / "runs", *arguments)
+    assert code == 2 and len(err.splitlines()) == 1 and err.startswith("error: ") and words in err
+    assert not out and not (tmp_path / "runs").exists()
 
 
 @in_process
@@ -124,10 +146,11 @@ def test_each_command_line_is_parsed_on_its_own():
     assert (config.seeds, workdir) == (8, "runs")
 
 
-def test_a_workdir_that_cannot_be_written(tmp_path):
+@in_process
+def test_a_workdir_that_cannot_be_written(tmp_path, here):
     (tmp_path / "file").touch()
-    done = run(tmp_path / "file" / "runs", "--config=configs/mul.py", *TINY)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "cannot write" in done.stderr
+    code, _, err = here(tmp_path / "file" / "runs", MUL, *TINY)
+    assert code == 2 and len(err.splitlines()) == 1 and "cannot write" in err
 
 
 def test_configs_are_found_from_their_folder_alone(tmp_path):
@@ -135,9 +158,9 @@ def test_configs_are_found_from_their_folder_alone(tmp_path):
     assert done.returncode == 2 and "run from the folder that holds configs/" in done.stderr
 
 
-def test_help_is_short(tmp_path):
-    done = run(tmp_path, "--help")
-    assert done.returncode == 0 and "--config=FILE" in done.stdout and len(done.stdout.splitlines()) < 15
+def test_help_is_short(tmp_path, here):
+    code, out, _ = here(tmp_path, "--help")
+    assert code == 0 and "--config=FILE" in out and len(out.splitlines()) < 15
 
 
 def test_a_merge_of_ones_own_in_a_config_file(tmp_path):

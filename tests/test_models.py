@@ -240,7 +240,7 @@ def test_paired_inits_share_every_tensor_of_equal_shape():
         np.testing.assert_array_equal(params[0][path], params[1][path])
 
 
-def test_a_compiled_block_equals_its_plain_evaluation():
+def test_a_compiled_block_equals_its_plain_evaluation(optimised):
     # The canary: jaxlib 0.4.30 was seen to miscompile this on the CPU.
     net, _ = make(merge="mul_bn1", name="mlp", depth=4, width=512)
     x = normal(128, 64)

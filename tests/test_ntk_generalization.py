@@ -82,6 +82,11 @@ def study(tmp_path, monkeypatch):
     return run
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    monkeypatch.setattr(study_module, "draw", lambda out: [])
+
+
 def test_a_study_writes_its_tables_and_figures(study, capsys):
     measure = Measure()
     assert study(measure=measure) == 0
@@ -103,7 +108,7 @@ def test_a_study_writes_its_tables_and_figures(study, capsys):
     assert "# command: python -m experiments.ntk_generalization" in header
 
 
-def test_measured_runs_are_not_measured_again(study):
+def test_measured_runs_are_not_measured_again(study, undrawn):
     small = ("--datasets=digits", "--depths=8")
     study("--merges=add", *small)
     measure = Measure()
@@ -114,7 +119,7 @@ def test_measured_runs_are_not_measured_again(study):
     assert len(other.calls) == 6
 
 
-def test_a_failing_measurement_is_named_and_the_others_count(study, capsys):
+def test_a_failing_measurement_is_named_and_the_others_count(study, undrawn, capsys):
     assert study("--depths=8", measure=Measure(fails=["se"])) == 1
     assert set(study.read("_regression")["merge"]) == {"add", "mul"}
     out = " ".join(capsys.readouterr().out.split())
@@ -122,7 +127,7 @@ def test_a_failing_measurement_is_named_and_the_others_count(study, capsys):
     assert out.count("RuntimeError: out of memory second line") == 4
 
 
-def test_measurements_go_where_the_trainings_go(study, monkeypatch, capsys):
+def test_measurements_go_where_the_trainings_go(study, undrawn, monkeypatch, capsys):
     went = []
 
     def launcher(jobs):

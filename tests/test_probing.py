@@ -24,13 +24,6 @@ RUN = {"epochs": 3, "model.merge": "gate_sig", "checkpoint_seconds": 1e9, "probe
 LOOKS = [0, 2, 3]  # of a period of 2
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_fast():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def arrays_of(run):
     """The digest of every array of the newest checkpoint."""
     seal = max(run.glob(f"checkpoints/*/{checkpoint.SEAL}"), key=lambda path: int(path.parent.name))

@@ -23,13 +23,6 @@ from resjax.theory.signal import blocks
 SIGNAL = ["mean", "power", "kurtosis", "log_norm_mean", "log_norm_std", "typical", "alive", "dead_units"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_fast():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def initialised(x, **words):
     """A net of ten classes and its variables."""
     model = config.base().model

@@ -22,13 +22,6 @@ from resjax.probes.subject import Subject
 GATED = {name: merge for name, merge in MERGES.items() if merge.gates}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_fast():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 # --- What merges declare ----------------------------------------------------------------------------------------
 def test_who_has_gates():
     of_f = {"gate_sig", "gate_sig_bn", "gate_2sig", "gate_alpha", "gate_tanh", "gate_exp", "iand", "arl", "nal"}

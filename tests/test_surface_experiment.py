@@ -279,4 +279,4 @@ def test_figures_and_a_page_are_made_and_say_what_was_found(out):
         assert all(Path(f"{out}_{name}{suffix}").stat().st_size > 1000 for suffix in (".png", ".pdf"))
     page = Path(f"{out}_digits.html").read_text()
     header = [line for line in Path(f"{out}.csv").read_text().splitlines() if line.startswith("# Q9, digits: ")]
-    assert "mixup gap" in header[0] and "Q9, digits" in page and page.count("data:image/png") == 8
+    assert "mixup gap" in header[0] and "Q9, digits" in page and page.count("data:image/webp") == 8

@@ -140,11 +140,10 @@ def test_every_merge_trains(merge):
     batch = dataset.train.take(np.arange(32))
     x = batches.normalize(jnp.asarray(batch.images_NxHxWxC), task.mean_C, task.std_C)
     targets, losses = jax.nn.one_hot(batch.labels_N, 10), []
-    train_step = jax.jit(partial(step.train_step, task))
-    for _ in range(task.total_steps):
-        state, sums = train_step(state, x, targets)
+    for _ in range(3):  # not compiled: for most operations, the one of the merge before serves
+        state, sums = step.train_step(task, state, x, targets)
         losses.append(sums.loss)
-    assert np.isfinite(losses).all() and losses[-1] < losses[0]
+    assert (np.diff(losses) < 0).all()
 
 
 def test_homotopy_rises_to_one_at_half_of_the_steps():
