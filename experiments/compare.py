@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cells, launchers
+from resjax import command_line
 from resjax.analysis import figures, tables
 from resjax.config import ConfigError
 
@@ -57,6 +58,7 @@ def main(argv: Sequence[str] | None = None, train: cells.Train | None = None, re
         launcher = launchers.chosen(args)
         if registry is None:
             from resjax.models.merges import MERGES as registry
+        args.merges = with_own(args.merges, launcher)
         merges = dict.fromkeys([BASELINE, *cells.merges(args.merges, registry)])
         configs = {(d, m): cells.config(args, d, m) for d in cells.datasets(args.datasets) for m in merges}
         train = train or cells.trainer(launcher, next(iter(configs.values())))
@@ -78,6 +80,19 @@ def main(argv: Sequence[str] | None = None, train: cells.Train | None = None, re
     for path in paths + draw(args.out):
         print(path)
     return int(any(o.run_dir is None for o in [*tuned, *outcomes]))
+
+
+def with_own(merges: str, launcher: launchers.Launcher) -> str:
+    """The comma list with the merge that a config file registers in the place of the file, which is executed.
+
+    Raises ConfigError if a file can't be used, or if other processes, which don't know its merge, would train it.
+    """
+    words = [word.strip() for word in merges.split(",")]
+    files = [word for word in words if word.endswith(".py")]
+    if files and launcher is not launchers.in_this_process:
+        raise ConfigError(f"--merges={files[0]} is for --launcher=local; else register it in resjax/models/merges.py")
+    own = {file: command_line.parse(["", f"--config={file}"])[0].model.merge for file in files}
+    return ",".join(own.get(word, word) for word in words)
 
 
 def draw(out: str | Path) -> list[Path]:

@@ -51,6 +51,7 @@ def main(argv: list[str]) -> int:
 
 def _run(config: ConfigDict, workdir: str) -> int:
     from resjax.analysis import figures, probe_figures, report
+    from resjax.models.merges import MERGES
     from resjax.training import hosts, loop, rundir
 
     path = rundir.path_of(config, workdir)
@@ -63,10 +64,12 @@ def _run(config: ConfigDict, workdir: str) -> int:
         drawn = list(probe_figures.of_run(path))
         report.print_run(path)
         if before.get("status") in rundir.FINISHED:
-            print("this run was finished before: nothing was done")
+            own = not MERGES[config.model.merge].combine.__module__.startswith("resjax.")
+            hint = "; a merge whose formula has changed needs a new name" * own
+            print(f"this run was finished before: nothing was done{hint}")
         for seed, reason in diverged.items():
             print(f"seed {seed} diverged: {reason}", file=sys.stderr)
-        print(path, *drawn, sep="\n")
+        print(path / "curves.png", *drawn, path, sep="\n")
     return 1 if diverged else 0
 
 

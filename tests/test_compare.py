@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 from fake_runs import write_run
 
-from experiments import cells, compare
+from experiments import cells, compare, launchers
 from resjax import config as config_lib
 from resjax.config import ConfigError
+from resjax.models.merges import MERGES
 from resjax.training.interrupt import Interrupted
 
 REGISTRY = {m: SimpleNamespace(core=m in ("add", "mul")) for m in ("add", "mul", "se")}
@@ -186,6 +187,33 @@ def test_pick():
     assert compare.pick(_tried(a, b, (0.3, "diverged", None, None))) == 0.1  # one of its replicas was lost
     assert compare.pick(_tried(a, a, (0.3, "done", 0.99, 0.1), (0.3, "done", 0.7, 0.1))) == 0.1  # the mean
     assert compare.pick(_tried((0.1, "diverged", None, None), (0.3, "failed", None, None))) is None
+
+
+OWN = """
+from configs import default
+from resjax.models.merges import register
+
+register("{name}", lambda s, f: s * (2 + f), "s*(2 + f)", identity="affine")
+
+
+def get_config(preset=""):
+    return default.get_config(preset, merge="{name}")
+"""
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections, at config files
+def test_a_merge_of_ones_own_is_named_by_its_config_file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(OWN.format(name="mine"))
+    try:
+        assert compare.with_own(f"add, {path},mul", launchers.in_this_process) == "add,mine,mul"
+        assert MERGES["mine"].formula == "s*(2 + f)" and compare.with_own("core", None) == "core"
+    finally:
+        MERGES.pop("mine", None)
+    with pytest.raises(ConfigError, match="is for --launcher=local"):
+        compare.with_own(str(path), lambda jobs: [])
+    with pytest.raises(ConfigError, match="none.py"):
+        compare.with_own(f"add,{tmp_path / 'none.py'}", launchers.in_this_process)
 
 
 def test_without_any_usable_rate_the_configs_is_trained(study, capsys):

@@ -9,8 +9,11 @@ from ml_collections import ConfigDict
 
 from resjax import config as config_lib
 from resjax.config import ConfigError
+from resjax.models.merges import MERGES
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+CONFIGS = [  # those of the project; a reader's own register a merge of their own
+    path for path in sorted((Path(__file__).parents[1] / "configs").glob("*.py")) if path.stem in {"default", *MERGES}
+]
 
 
 def changed(**changes):

@@ -1,5 +1,7 @@
 """Each merge as a function of two arrays: identity, gradients, constants of the theory."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +26,19 @@ def more(merge):
 @pytest.fixture
 def s_f():
     return jax.random.normal(jax.random.key(0), (2, 1000))
+
+
+@pytest.mark.parametrize(("combine", "declared", "words"), [
+    (lambda s, f: s, {"identity": "sometimes"}, "identity='sometimes'; choose from exact, affine, near, no"),
+    (lambda s, f: s, {}, "identity=None; choose from"),
+    (lambda s, f, a: s, {"identity": "no"}, "combine gets s, f by what is declared: missing a required argument: 'a'"),
+    (lambda s, f: s, {"identity": "no", "params": {"a": 1.0}}, "combine gets s, f, a by what is declared"),
+    (lambda s, f: s, {"identity": "no", "scheduled": True}, "combine gets s, f, t by what is declared"),
+])  # fmt: skip
+def test_a_merge_that_contradicts_itself_is_refused_in_one_line(combine, declared, words):
+    with pytest.raises(ValueError, match=re.escape(words)) as e:
+        register("contradicts", combine, "?", **declared)
+    assert "contradicts" in str(e.value) and "\n" not in str(e.value) and "contradicts" not in MERGES
 
 
 def test_the_catalogue_is_complete():

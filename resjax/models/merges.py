@@ -13,10 +13,11 @@ Danger: with a ReLU after the merge, s >= 0 and relu(s*f) halves the live units 
 (0*f = 0 with gradient 0). Hence post_activation="none" and shortcut="B" are the defaults.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,9 @@ class Gate:
     low: float = 0.0
     high: float = 1.0
     asymptotes: tuple[Literal["low", "high"], ...] = ("low", "high")
+
+
+Identity = Literal["exact", "affine", "near", "no"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Merge:
     name: str
     combine: Callable[..., jax.Array]
     formula: str
-    identity: Literal["exact", "affine", "near", "no"]
+    identity: Identity
     branch_scale: float = 1.0
     branch_bias: float = 0.0
     shortcut_norm: bool = False
@@ -87,12 +91,21 @@ def register(name: str, combine: Callable[..., jax.Array], formula: str, **decla
     """Adds a merge under the config word `name`; `declared` are the other attributes of `Merge`.
 
     Raises:
-      ValueError: the name is taken.
+      ValueError: the name is taken, `identity` is none of its words, or `combine` takes other arguments than declared.
     """
     if name in MERGES:
         raise ValueError(f"merge {name!r} is registered already")
-    MERGES[name] = Merge(name, combine, formula, **declared)
-    return MERGES[name]
+    if (said := declared.get("identity")) not in get_args(Identity):
+        raise ValueError(f"merge {name!r}: identity={said!r}; choose from {', '.join(get_args(Identity))}")
+    merge = Merge(name, combine, formula, **declared)
+    more = [*merge.params, *["m"] * bool(merge.extra), *["t"] * merge.scheduled]
+    try:
+        inspect.signature(combine).bind(None, None, **dict.fromkeys(more))
+    except TypeError as error:
+        given = ", ".join(["s", "f", *more])
+        raise ValueError(f"merge {name!r}: combine gets {given} by what is declared: {error}") from None
+    MERGES[name] = merge
+    return merge
 
 
 # --- Sums -------------------------------------------------------------------------------------------------------
