@@ -2,6 +2,7 @@
 
   python -m experiments.compare --smoke
   python -m experiments.compare --datasets=cifar10,cifar100,cifar100_coarse --merges=core --seeds=10 --tune
+  python -m experiments.compare --merges=add,mul,configs/mine.py    # a config file with a merge of one's own
 
 Every merge is compared with `add` on the same seeds: mean paired difference in overall accuracy (OA) on the
 test set after the final epoch, its 95 % BCa interval, and a sign-flip p-value with Holm's correction over the

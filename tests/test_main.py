@@ -35,7 +35,7 @@ def test_a_run_then_nothing(tmp_path):
     assert "overall accuracy" in first.stdout and "2 of 2 replicas" in " ".join(first.stdout.split())
     before = {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file()}
     again = run(tmp_path, "--config=configs/mul.py", *TINY)
-    assert again.returncode == 0 and "nothing was done" in again.stdout
+    assert again.returncode == 0 and "nothing was done\n" in again.stdout
     assert {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file()} == before
 
 
@@ -175,3 +175,5 @@ def test_a_merge_of_ones_own_in_a_config_file(tmp_path):
     done = run(tmp_path / "runs", f"--config={file}", *TINY)
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.splitlines()[-1]).name.startswith("mul_half-")
+    again = run(tmp_path / "runs", f"--config={file}", *TINY)
+    assert "nothing was done; a merge whose formula has changed needs a new name" in again.stdout
