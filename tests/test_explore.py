@@ -1,5 +1,6 @@
 """The explorer: what it computes is what the probes and the net say, and its page shows it."""
 
+import asyncio
 import contextlib
 import gc
 import json
@@ -20,7 +21,7 @@ from fake_runs import a_config, write_run
 
 from resjax.config import ConfigError
 from resjax.explore import drawing, model, page, panels
-from resjax.explore.__main__ import main
+from resjax.explore.__main__ import _stop_at_ctrl_c, main
 from resjax.models.build import build
 from resjax.models.merges import MERGES
 from resjax.probes import planes
@@ -279,10 +280,7 @@ def free_port():
 
 def test_the_page_is_served_to_this_machine_alone_from_this_machine_alone(run_dir):
     port = free_port()
-    # A program that a shell starts in the background ignores Ctrl-C, and all that it starts; not so this one.
-    code = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    code += "runpy.run_module('resjax.explore', run_name='__main__', alter_sys=True)"
-    words = [sys.executable, "-c", code, str(run_dir), "--no-browser", f"--port={port}"]
+    words = [sys.executable, "-m", "resjax.explore", str(run_dir), "--no-browser", f"--port={port}"]
     rest = None
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ) as server:
         try:
@@ -299,3 +297,23 @@ def test_the_page_is_served_to_this_machine_alone_from_this_machine_alone(run_di
                 rest = server.communicate(timeout=60)
             server.kill()
     assert server.returncode == 0 and rest == ("", "")
+
+
+def test_ctrl_c_is_not_lost_in_a_callback_of_the_garbage_collector():
+    def ctrl_c(phase, info):
+        gc.callbacks.remove(ctrl_c)
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+        try:
+            _stop_at_ctrl_c(loop)
+            gc.callbacks.append(ctrl_c)
+            loop.call_soon(gc.collect)
+            giving_up = loop.call_later(10, loop.stop)
+            loop.run_forever()
+            assert loop.time() < giving_up.when()
+            with pytest.raises(KeyboardInterrupt):  # once more
+                signal.raise_signal(signal.SIGINT)
+        finally:
+            signal.signal(signal.SIGINT, before)

@@ -6,7 +6,9 @@ alone, and loads nothing from elsewhere. Exit code 2: bad input, said in one lin
 """
 
 import argparse
+import asyncio
 import os
+import signal
 import sys
 
 from resjax.config import ConfigError
@@ -56,6 +58,7 @@ def _serve(run_dirs: list[str], port: int, *, browser: bool) -> int:
     startup.keep_compiled_programs("")
     opened += model.open_runs(run_dirs)
     runs = len(opened[0])
+    _stop_at_ctrl_c(server.io_loop.asyncio_loop)
     print(f"http://{HOST}:{port}/ shows {runs} run{'s' * (runs > 1)}; Ctrl-C ends it", flush=True)
     server.start()
     if browser:
@@ -65,6 +68,19 @@ def _serve(run_dirs: list[str], port: int, *, browser: bool) -> int:
     finally:
         server.stop()
     return 0
+
+
+def _stop_at_ctrl_c(loop: asyncio.AbstractEventLoop) -> None:
+    """Ctrl-C ends the loop after what it is doing; once more: at once.
+
+    As an exception it can be lost: what a garbage collector's callback raises, as JAX has one, Python prints and drops.
+    """
+
+    def stop(*_):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        loop.call_soon_threadsafe(loop.stop)
+
+    signal.signal(signal.SIGINT, stop)
 
 
 if __name__ == "__main__":
