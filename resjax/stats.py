@@ -1,23 +1,22 @@
 """Means with intervals, paired differences and multiplicity over replicas. NumPy and SciPy only.
 
-Intervals are BCa bootstrap intervals (Efron 1987, "Better Bootstrap Confidence Intervals") from a fixed
-random stream: the same values give the same interval. Danger: for few values they are too narrow. On Gaussian
-samples of 5, 8, 16 and 32 values, nominal 95 % intervals were measured to hold the true mean in 85, 89, 93
-and 94 % of the cases. So state n, and train more replicas where an answer hangs on the end of an interval.
+Intervals are Student's t intervals: of Gaussian values nominal 95 % intervals hold the true mean in 95 % of the cases
+for every n >= 2, of values as skewed as a gamma distribution of shape 5 (skewness .9) in 93 to 95 % for n from 2 to 16,
+of exponential ones (skewness 2) in 88 to 91 %; tests/test_stats.py simulates the first two. Bootstrap intervals (BCa,
+percentile) of so few values are too narrow: BCa holds the mean of 2, 3 and 6 Gaussian values in 50, 72 and 86 %.
 """
 
 import math
-import warnings
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-RESAMPLES = 9999
 SIGN_FLIPS = 2**14  # up to 14 pairs all flips are enumerated; beyond, this many are drawn
+TIE = 1e-9  # sums of differences closer than this, over the sum of their sizes, are equal up to rounding
 
 
 def mean_ci(values: Iterable[float], confidence: float = 0.95) -> dict[str, float | int | None]:
-    """Mean, sample standard deviation and BCa interval of the mean, in the unit of `values`.
+    """Mean, sample standard deviation and Student's t interval of the mean, in the unit of `values`.
 
     Args:
       values: finite numbers, one per replica that has one.
@@ -36,35 +35,36 @@ def mean_ci(values: Iterable[float], confidence: float = 0.95) -> dict[str, floa
         raise ValueError(f"mean_ci needs finite values, got {x.tolist()}: leave diverged replicas out")
     if n < 2:
         mean = float(x[0]) if n else None
-        return {"mean": mean, "std": None, "ci_low": None, "ci_high": None, "n": n}
+        return _estimate(mean, None, None, n, confidence)
     if np.ptp(x) == 0:  # exactly equal, not up to the rounding of a sum
-        mean = low = high = float(x[0])
-        return {"mean": mean, "std": 0.0, "ci_low": low, "ci_high": high, "n": n}
-    low, high = _bootstrap(x, confidence)
-    return {"mean": float(x.mean()), "std": float(x.std(ddof=1)), "ci_low": low, "ci_high": high, "n": n}
+        return _estimate(float(x[0]), 0.0, 0.0, n, confidence)
+    std = float(x.std(ddof=1))
+    return _estimate(float(x.mean()), std, std / math.sqrt(n), n, confidence)
 
 
-def _bootstrap(x: np.ndarray, confidence: float) -> tuple[float, float]:
-    from scipy.stats import bootstrap  # half a second that importing this module should not cost
+def _estimate(
+    mean: float | None, std: float | None, error: float | None, n: int, confidence: float, freedom: float | None = None
+) -> dict[str, float | int | None]:
+    """The interval is `mean` +- t times its standard error, with n - 1 degrees of freedom unless told otherwise."""
+    low = high = mean if error == 0 else None
+    if error:
+        half = student(n - 1 if freedom is None else freedom, confidence) * error
+        low, high = mean - half, mean + half
+    return {"mean": mean, "std": std, "ci_low": low, "ci_high": high, "n": n}
 
-    low = high = math.nan
-    for method in ("BCa", "percentile"):  # BCa is nan where its bias correction is infinite
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # scipy.stats.DegenerateDataWarning: the nan says it
-            rng = np.random.default_rng(0)
-            low, high = bootstrap(
-                (x,), np.mean, confidence_level=confidence, n_resamples=RESAMPLES, method=method, rng=rng
-            ).confidence_interval
-        if math.isfinite(low) and math.isfinite(high):
-            break
-    return float(low), float(high)
+
+def student(freedom: float, confidence: float = 0.95) -> float:
+    """Half the width of a two-sided interval, in standard errors, for so many degrees of freedom."""
+    from scipy.special import stdtrit  # a tenth of a second that importing this module should not cost
+
+    return float(stdtrit(freedom, (1 + confidence) / 2))
 
 
 def hierarchical_ci(values: Mapping[Hashable, Sequence[float]], confidence: float = 0.95) -> dict:
-    """Mean over groups of the group's mean, with a percentile interval of the hierarchical bootstrap.
+    """Mean over groups of the group's mean, with its interval for another group and another member.
 
-    Groups (splits of the data) are drawn with replacement, and within each its members (initialisations): the interval
-    is that for another split and another initialisation.
+    Groups (splits of the data) are independent, and so are the members (initialisations) within each. The means of
+    groups vary by both, so Student's t interval of these means is that of both, exactly if groups are of equal size.
 
     Args:
       values: group -> finite values of its members; an empty group does not count.
@@ -73,34 +73,16 @@ def hierarchical_ci(values: Mapping[Hashable, Sequence[float]], confidence: floa
     Returns:
       As `mean_ci`; std and n are of the groups.
     """
-    groups = [np.asarray(members, float) for members in values.values() if len(members)]
-    means = np.array([members.mean() for members in groups])
-    n = len(groups)
-    if n < 2:
-        return {"mean": float(means[0]) if n else None, "std": None, "ci_low": None, "ci_high": None, "n": n}
-    size = max(len(members) for members in groups)
-    padded = np.array([np.resize(members, size) for members in groups])
-    counts = np.array([len(members) for members in groups])
-    rng = np.random.default_rng(0)
-    group = rng.integers(n, size=(RESAMPLES, n))
-    member = np.floor(rng.random((RESAMPLES, n, size)) * counts[group][..., None]).astype(int)
-    used = np.arange(size) < counts[group][..., None]  # as many draws as the group has members
-    drawn = np.sum(padded[group[..., None], member], axis=-1, where=used) / counts[group]
-    low, high = np.quantile(drawn.mean(-1), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return {
-        "mean": float(means.mean()),
-        "std": float(means.std(ddof=1)),
-        "ci_low": float(low),
-        "ci_high": float(high),
-        "n": n,
-    }
+    return mean_ci([float(np.mean(members)) for members in values.values() if len(members)], confidence)
 
 
 def crossed_ci(values_GxM: np.ndarray, confidence: float = 0.95) -> dict:
-    """Mean over groups of the group's mean, with a percentile interval for other groups and other members.
+    """Mean over groups of the group's mean, with an interval for other groups and other members.
 
     Members are crossed with groups: the m-th of one group (a seed, say) has something in common with the m-th of the
-    others. So rows and columns are drawn with replacement, each by itself (Owen 2007, "The pigeonhole bootstrap").
+    others. The variance of the mean is that of the groups' means over G plus that of the members' effects over M, which
+    counts the variance of single values twice and so errs on the side of width; degrees of freedom by Satterthwaite
+    (1946, "An approximate distribution of estimates of variance components").
 
     Args:
       values_GxM: nan where a group lacks a member; groups without any do not count.
@@ -111,22 +93,41 @@ def crossed_ci(values_GxM: np.ndarray, confidence: float = 0.95) -> dict:
     """
     x = np.asarray(values_GxM, float)
     x = x[np.isfinite(x).any(1)] if x.size else np.zeros((0, 1))
-    n, members = x.shape
-    known = np.isfinite(x)
-    means = np.where(known, x, 0).sum(1) / np.maximum(known.sum(1), 1)
-    mean = float(means.mean()) if n else None
+    n = len(x)
+    means_G = np.array([row[np.isfinite(row)].mean() for row in x])
     if n < 2:
-        return {"mean": mean, "std": None, "ci_low": None, "ci_high": None, "n": n}
-    rng = np.random.default_rng(0)
-    weight_MxR = rng.multinomial(members, np.full(members, 1 / members), size=RESAMPLES).T
-    count_GxR = known @ weight_MxR
-    drawn_GxR = (np.where(known, x, 0) @ weight_MxR) / np.where(count_GxR, count_GxR, 1)
-    weight_GxR = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).T * (count_GxR > 0)
-    total_R = weight_GxR.sum(0)
-    drawn_R = (weight_GxR * drawn_GxR).sum(0)[total_R > 0] / total_R[total_R > 0]
-    low, high = np.quantile(drawn_R, [(1 - confidence) / 2, (1 + confidence) / 2])
-    spread = float(means.std(ddof=1))
-    return {"mean": mean, "std": spread, "ci_low": float(low), "ci_high": float(high), "n": n}
+        return _estimate(float(means_G[0]) if n else None, None, None, n, confidence)
+    rest = x - means_G[:, None]
+    effects_M = np.array([column[np.isfinite(column)].mean() for column in rest.T if np.isfinite(column).any()])
+    parts = [(means_G.var(ddof=1) / n, n - 1)]
+    if len(effects_M) > 1:
+        parts.append((effects_M.var(ddof=1) / len(effects_M), len(effects_M) - 1))
+    total = sum(part for part, _ in parts)
+    freedom = total**2 / sum(part**2 / f for part, f in parts) if total else 1.0
+    return _estimate(float(means_G.mean()), float(means_G.std(ddof=1)), math.sqrt(total), n, confidence, freedom)
+
+
+def jackknife_ci(statistic: Callable[[np.ndarray], float], n: int, confidence: float = 0.95) -> dict:
+    """A smooth statistic of n replicas, with a Student's t interval from its jackknife (Tukey 1958).
+
+    Args:
+      statistic: of the indices [k] of the replicas that count.
+      n: how many there are.
+      confidence: as in `mean_ci`.
+
+    Returns:
+      As `mean_ci`, the mean being the statistic of all; std is that of its pseudo-values. No interval where the
+      statistic is not finite without one of the replicas.
+    """
+    everything = np.arange(n)
+    value = float(statistic(everything)) if n else None
+    if n < 2 or not np.isfinite(value):
+        return _estimate(value, None, None, n, confidence)
+    without = np.array([statistic(np.delete(everything, i)) for i in everything])
+    if not np.isfinite(without).all():
+        return _estimate(value, None, None, n, confidence)
+    std = (n - 1) * float(without.std(ddof=1))
+    return _estimate(value, std, std / math.sqrt(n), n, confidence)
 
 
 def paired_difference(
@@ -134,7 +135,7 @@ def paired_difference(
     b_by_seed: Mapping[Hashable, float | None],
     confidence: float = 0.95,
 ) -> dict[str, float | int | None]:
-    """Mean of a - b over the seeds that both have, its BCa interval, and a permutation p-value.
+    """Mean of a - b over the seeds that both have, its Student's t interval, and a permutation p-value.
 
     The p-value is the two-sided one of the sign-flip test: without an effect a and b could be swapped within
     any seed. It is exact up to 14 pairs. It can't fall below 2 / 2^n: for 8 pairs that is .0078.
@@ -149,36 +150,42 @@ def paired_difference(
     """
     seeds = sorted(_present(a_by_seed) & _present(b_by_seed))
     d = np.array([a_by_seed[s] - b_by_seed[s] for s in seeds], dtype=float)
-    return mean_ci(d, confidence) | {"p": _sign_flip(d) if d.size else None}
+    return mean_ci(d, confidence) | {"p": sign_flip(d) if d.size else None}
 
 
 def _present(by_seed: Mapping[Hashable, float | None]) -> set:
     return {seed for seed, value in by_seed.items() if value is not None and math.isfinite(value)}
 
 
-def _sign_flip(d: np.ndarray) -> float:
-    from scipy.stats import permutation_test
+def sign_flip(d: np.ndarray) -> float:
+    """Two-sided p-value of the sign-flip test of differences [n]: how often a sum of flipped ones is as far from 0.
 
-    if d.size == 1:  # which SciPy refuses
-        return 1.0
-    rng = np.random.default_rng(0)
-    test = permutation_test((d,), np.mean, permutation_type="samples", n_resamples=SIGN_FLIPS, rng=rng)
-    return float(test.pvalue)
+    Sums that are equal but for rounding tie, as those of accuracies that differ by whole images do.
+    """
+    n = d.size
+    exact = 2**n <= SIGN_FLIPS
+    if exact:
+        minus_FxN = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
+    else:
+        minus_FxN = np.random.default_rng(0).integers(2, size=(SIGN_FLIPS, n))
+    sums_F = np.abs((1 - 2 * minus_FxN) @ d)
+    as_far = np.count_nonzero(sums_F >= abs(d.sum()) - TIE * np.abs(d).sum())
+    return float(as_far / len(sums_F) if exact else (as_far + 1) / (len(sums_F) + 1))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Adjusts p-values for the number of comparisons (Holm 1979, step-down; valid under any dependence).
 
     Args:
-      p_values: one per comparison of the family; None where none could be made, which does not count.
+      p_values: one per comparison of the family; None or nan where none could be made, which does not count.
 
     Returns:
       The adjusted p-values in the same order: calling those <= .05 real errs anywhere with a chance <= .05.
     """
-    order = sorted((i for i, p in enumerate(p_values) if p is not None), key=lambda i: p_values[i])
+    made = [i for i, p in enumerate(p_values) if p is not None and not math.isnan(p)]
     adjusted: list[float | None] = [None] * len(p_values)
     largest = 0.0
-    for rank, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - rank) * p_values[i]))
+    for rank, i in enumerate(sorted(made, key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (len(made) - rank) * p_values[i]))
         adjusted[i] = largest
     return adjusted
