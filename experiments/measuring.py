@@ -57,7 +57,7 @@ def measure_all(
     Args:
       todo: label -> config of a finished run, and options of the measurement.
       measure: what to do.
-      name: how the file's name begins; the options follow.
+      name: how the file's name begins; a digest of the options follows.
       workdir: of the run directories.
       console: for the states of the measurements.
       launcher: where they run.
@@ -79,15 +79,15 @@ def measure_all(
 
 
 def _file(config: ConfigDict, workdir: str, name: str, options: Mapping[str, Any], code: str) -> Path:
-    words = [name, *(f"{key}{value}" for key, value in options.items()), code]
-    return rundir.path_of(config, workdir) / ("-".join(words) + ".json")
+    asked = hashlib.sha256(repr(sorted(options.items())).encode()).hexdigest()[:8]
+    return rundir.path_of(config, workdir) / f"{name}-{asked}-{code}.json"
 
 
 @cache
 def _code(module: str) -> str:
     """Eight digits of what measures: `module`, those beside it, and what it uses. Once changed, it measures again."""
     package = Path(rundir.__file__).parents[1]
-    parts = {*module.split(".")[1:-1], "data", "models", "ntk", "theory", "training"}
+    parts = {*module.split(".")[1:-1], "data", "fair", "models", "ntk", "theory", "training"}
     files = sorted(path for part in parts for path in (package / part).glob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]
 

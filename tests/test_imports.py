@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"resjax.config", "resjax.stats", "resjax.theory"},
-    {"resjax.data", "resjax.models"},
+    {"resjax.data", "resjax.models", "resjax.fair"},
     {"resjax.training", "resjax.ntk", "resjax.probes"},
     {"resjax.analysis"},
     {"resjax.main", "resjax.command_line", "resjax.explore", "experiments", "configs"},

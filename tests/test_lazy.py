@@ -106,7 +106,7 @@ def test_a_lazy_net_does_what_its_kernel_says():
     words = {"rate_S": np.array([rate]), "momentum": 0.9, "threshold_S": np.array([0.05]), "most": 1000}
     errors = {}
     for alpha in (1.0, 300.0):
-        got = lazy.train(*stack, alpha=alpha, **words)
+        got = lazy.train(*stack, alpha_S=np.array([alpha]), **words)
         want = lazy.linearised(kernels, y, rate=rate, momentum=0.9, steps=int(got.steps[0]))[1]
         errors[alpha] = np.sqrt(np.mean((got.test[0] - want) ** 2) / np.mean(want**2))
         assert got.train_loss[0] <= 0.05

@@ -119,12 +119,12 @@ def train(
     y_SxNxC: jax.Array,
     test_x: jax.Array,
     *,
-    alpha: float,
+    alpha_S: np.ndarray,
     rate_S: np.ndarray,
     momentum: float,
     threshold_S: np.ndarray,
     most: int,
-    chunk: int = 100,
+    chunk: int = 20,
 ) -> Learned:
     """Lazy training of S replicas, each until its training loss falls to its threshold, or for `most` steps.
 
@@ -134,7 +134,7 @@ def train(
       x: training inputs.
       y_SxNxC: targets.
       test_x: test inputs.
-      alpha: scale.
+      alpha_S: scales.
       rate_S: learning rates; stable below 2 (1 + momentum) n / (largest eigenvalue of the kernel) at large alpha.
       momentum: of the heavy ball.
       threshold_S: of the mean squared error; a replica stays where it first reaches it.
@@ -142,12 +142,12 @@ def train(
       chunk: steps between two looks at whether all have ended.
     """
     state = _start(apply_fn, w, x, y_SxNxC)
-    rate_S, threshold_S = (jnp.asarray(a, jnp.float32) for a in (rate_S, threshold_S))
+    alpha_S, rate_S, threshold_S = (jnp.asarray(a, jnp.float32) for a in (alpha_S, rate_S, threshold_S))
     for _ in range(0, most, chunk):
-        state = _steps(apply_fn, w, x, y_SxNxC, rate_S, threshold_S, state, alpha, momentum, most, chunk)
+        state = _steps(apply_fn, w, x, y_SxNxC, rate_S, threshold_S, alpha_S, state, momentum, most, chunk)
         if not np.any(state.going):
             break
-    test, moved = _read(apply_fn, w, test_x, state, alpha)
+    test, moved = _read(apply_fn, w, test_x, state, alpha_S)
     return Learned(*(np.asarray(a) for a in (test, state.loss, state.steps, moved)))
 
 
@@ -169,8 +169,8 @@ def _start(apply_fn, w, x, y_SxNxC) -> _State:
 
 
 @partial(jax.jit, static_argnames="chunk")
-def _steps(apply_fn, w0, x, y_SxNxC, rate_S, threshold_S, state, alpha, momentum, most, chunk) -> _State:
-    def of_replica(apply_fn, w0, x, y_NxC, rate, threshold, state):
+def _steps(apply_fn, w0, x, y_SxNxC, rate_S, threshold_S, alpha_S, state, momentum, most, chunk) -> _State:
+    def of_replica(apply_fn, w0, x, y_NxC, rate, threshold, alpha, state):
         f0_NxC = apply_fn(w0, x)
 
         def objective(w):
@@ -188,17 +188,17 @@ def _steps(apply_fn, w0, x, y_SxNxC, rate_S, threshold_S, state, alpha, momentum
 
         return lax.fori_loop(0, chunk, step, state)
 
-    return jax.vmap(of_replica)(apply_fn, w0, x, y_SxNxC, rate_S, threshold_S, state)
+    return jax.vmap(of_replica)(apply_fn, w0, x, y_SxNxC, rate_S, threshold_S, alpha_S, state)
 
 
 @jax.jit
-def _read(apply_fn, w0, test_x, state, alpha):
-    def of_replica(apply_fn, w0, test_x, state):
+def _read(apply_fn, w0, test_x, state, alpha_S):
+    def of_replica(apply_fn, w0, test_x, state, alpha):
         test = alpha * (apply_fn(state.w, test_x) - apply_fn(w0, test_x))
         distance = jnp.sqrt(sum(jnp.sum((a - b) ** 2) for a, b in _pairs(state.w, w0)))
         return test, distance / jnp.sqrt(sum(jnp.sum(b**2) for _, b in _pairs(state.w, w0)))
 
-    return jax.vmap(of_replica)(apply_fn, w0, test_x, state)
+    return jax.vmap(of_replica)(apply_fn, w0, test_x, state, alpha_S)
 
 
 def _pairs(a, b):

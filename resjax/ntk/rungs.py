@@ -6,6 +6,10 @@
   R3  the net itself, to the same training loss            + feature learning; lazier for larger alpha
   R4  the net by the standard recipe                       + optimisation trouble
 
+How lazy a net is goes by alpha sqrt(K), K the mean of its kernel's K(x, x), which differs over merges by a factor of
+100. So R3 is matched: each replica's alpha is that of the sum times sqrt(K_add / K_merge) (`resjax.fair.scale`).
+Unmatched, at equal alpha, it is the control R3u. R4 takes a rate inside its grid (`resjax.fair.tuning`).
+
 Errors are mean squared ones at test points, over the target's mean square there. Replicas are paired over merges: equal
 points, equal weights where shapes agree, equal batches. Beside the rate and the batches, R4 differs from R3 by weight
 decay, its budget of epochs, and training what a norm scales by; splits of one set of images overlap.
@@ -22,6 +26,8 @@ from ml_collections import ConfigDict
 from resjax.config import ConfigError
 from resjax.data import dataset, regression, subsets
 from resjax.data.regression import Regression
+from resjax.fair import scale
+from resjax.fair.tuning import Trial, tune
 from resjax.models import build
 from resjax.ntk import lazy
 from resjax.ntk.empirical import empirical_ntk
@@ -34,7 +40,9 @@ THRESHOLD = 0.01  # training error at which R3 ends, and so R2, over the targets
 MOST_STEPS = 5000
 RIDGE = 1e-6  # of R1, in units of the mean of K(x, x): float32 Jacobians
 DIVERGED = 1e3  # an error above this is no number to average
-TUNING_SEED, TUNING_SPLITS = 5000, 2  # offset and number of the splits on which R4 chooses its rate
+TUNING_SEED, TUNING_SPLITS = 5000, 3  # offset and number of the splits on which R4 chooses its rate
+RETREATS = 4  # how often R4 takes the next lower rate because a replica is lost
+REFERENCE = "add"  # whose scale the others are matched to
 TEACHER = 9  # the initialisation of a net that others learn from: not one of theirs
 
 
@@ -49,6 +57,8 @@ def measure(
     rates: str,
     target: str = "",
     choose: str = "error",
+    unmatched: str = "",
+    allow_edge: bool = False,
 ) -> dict[str, list[dict]]:
     """The errors of `config.seeds` splits x `inits` initialisations.
 
@@ -59,18 +69,26 @@ def measure(
       rungs: digits of those wanted, such as "01234".
       test: test points.
       inits: initialisations per split.
-      alphas: of R3, such as "1,64".
-      rates: that R4 chooses among: the lowest mean error at the test points of `TUNING_SPLITS` other splits.
+      alphas: of R3 at the sum's scale, such as "1,64".
+      rates: that R4 chooses among: the lowest mean error at the test points of `TUNING_SPLITS` other splits. Where a
+        reported replica is lost at that rate, all take the next lower one, at most `RETREATS` times.
       target: of images: "classes", "eigen<k>" (eigenvector k of the infinitely wide additive net's kernel on them) or
         "hermite<k>" (`regression.hermite_of_images`). Of a teacher: "" its own; "shuffled", in an order without
         meaning; "of:<merge>" or "of:<merge>:<m>", what a net with this merge has learned of it by the standard recipe
         at the config's rate, at the n training points and, to learn from as well, at m others.
       choose: by what R4 chooses its rate on those splits: "error" at test points, or "train_error".
+      unmatched: alphas of R3u, or "".
+      allow_edge: whether R4's rate may be at the edge of what was tried.
 
     Returns:
-      {"rows": split, init, rung, alpha, error, train_error, steps, moved, rate}; what does not apply is nan, and an
-      error that is not finite or above `DIVERGED` is inf. Rows of the rung "tuning" are those of R4's choice, and those
-      of "teacher" have the training error of the net that the targets are of.
+      {"rows": split, init, rung, alpha, own_alpha, kernel, error, train_error, steps, moved, rate, stable}; what does
+      not apply is nan, and an error that is not finite or above `DIVERGED` is inf. kernel is the mean of K(x, x) at the
+      training points, alpha that of the sum, own_alpha the net's own; stable is the largest stable rate. Rows of the
+      rung "tuning" are those of R4's choice, of "retreat" those at rates that lost a replica, and those of "teacher"
+      have the training error of the net that the targets are of.
+
+    Raises:
+      ConfigError: no such target, or no rate inside the grid.
     """
     splits = range(config.seed, config.seed + config.seeds)
     data = [_task(config, target, test, split) for split in splits]
@@ -90,11 +108,12 @@ def measure(
             for i in range(inits):  # no weights: the same for all
                 add((split, i), "R0", one, outputs)
     if set(rungs) & set("123"):
-        _of_kernel(config, data, replicas, rungs, [float(word) for word in alphas.split(",")], add)
+        matched, equal = ([float(word) for word in words.split(",") if word] for words in (alphas, unmatched))
+        _of_kernel(config, data, replicas, rungs, matched, equal, add)
     if "4" in rungs:
         tuning = range(config.seed + TUNING_SEED, config.seed + TUNING_SEED + TUNING_SPLITS)
         tasks = {split: _task(config, target, test, split) for split in tuning}
-        _standard(config, tasks, replicas, data, [float(word) for word in rates.split(",")], choose, add)
+        _standard(config, tasks, replicas, data, [float(word) for word in rates.split(",")], choose, allow_edge, add)
     if target.startswith("of:"):
         for split, one in zip(splits, data, strict=True):
             own = regression.draw(config.dataset.name, config.dataset.train_size, test=test, seed=split).y_N
@@ -103,42 +122,62 @@ def measure(
     return {"rows": rows}
 
 
-_COLUMNS = ("alpha", "error", "train_error", "steps", "moved", "rate")
+_COLUMNS = ("alpha", "own_alpha", "kernel", "error", "train_error", "steps", "moved", "rate", "stable")
 
 
-def _standard(config, tasks: dict[int, Regression], replicas, data, rates: list[float], choose: str, add) -> None:
+def _standard(config, tasks: dict[int, Regression], replicas, data, rates, choose: str, allow_edge: bool, add) -> None:
     """R4, with the rate that did best on splits of its own, `tasks`."""
     fit = Fit(config, *data[0].y_N.shape)
 
-    def fitted(rung: str, one: Regression, where: tuple[int, int], rate: float) -> float:
+    def fitted(one: Regression, where: tuple[int, int], rate: float) -> tuple[np.ndarray, Trial]:
         found = fit(one.x_NxD, one.y_N, one.test_x_MxD, _seed(*where), rate)
-        outputs = np.nan_to_num(found.test, nan=np.inf)
-        train_error = np.mean((found.train - one.y_N) ** 2) / np.mean(one.y_N**2)
-        add(where, rung, one, outputs, train_error=train_error, rate=rate)
-        return train_error if choose == "train_error" else np.mean((outputs - one.test_y_M) ** 2)
+        outputs, train = (np.nan_to_num(a, nan=np.inf) for a in (found.test, found.train))
+        train_error = np.mean((train - one.y_N) ** 2) / np.mean(one.y_N**2)
+        error = np.mean((outputs - one.test_y_M) ** 2) / np.mean(one.test_y_M**2)
+        error = error if error < DIVERGED else np.inf
+        return outputs, Trial(train_error if choose == "train_error" else error, train_error)
 
-    errors = {rate: np.mean([fitted("tuning", task, (s, 0), rate) for s, task in tasks.items()]) for rate in rates}
-    best = min(rates, key=lambda rate: np.nan_to_num(errors[rate], nan=np.inf))
-    for s, i in replicas:
-        fitted("R4", data[s], (config.seed + s, i), best)
+    def tried(rate: float) -> list[Trial]:
+        trials = []
+        for split, task in tasks.items():
+            outputs, trial = fitted(task, (split, 0), rate)
+            add((split, 0), "tuning", task, outputs, train_error=trial.train_error, rate=rate)
+            trials.append(trial)
+        return trials
+
+    tuned = tune(tried, rates, allow_edge=allow_edge)
+    lower = sorted((rate for rate in tuned.trials if rate <= tuned.rate), reverse=True)[: RETREATS + 1]
+    for rate in lower:
+        found = [fitted(data[s], (config.seed + s, i), rate) for s, i in replicas]
+        kept = rate == lower[-1] or not any(trial.lost for _, trial in found)
+        for (s, i), (outputs, trial) in zip(replicas, found, strict=True):
+            words = {"train_error": trial.train_error, "rate": rate, "stable": tuned.largest_stable}
+            add((config.seed + s, i), "R4" if kept else "retreat", data[s], outputs, **words)
+        if kept:
+            break
 
 
-def _of_kernel(config, data: Sequence[Regression], replicas, rungs: str, alphas: list[float], add) -> None:
-    """R1, R2 and R3, which share the net's kernel at initialisation."""
-    net = build.build(config.model, data[0].y_N.shape[1])
-    init = jax.jit(net.init)
+def _of_kernel(config, data: Sequence[Regression], replicas, rungs: str, matched, unmatched, add) -> None:
+    """R1, R2, R3 and R3u, which share the net's kernel at initialisation."""
+    outputs = data[0].y_N.shape[1]
+    net, reference = (build.build(model, outputs) for model in (config.model, _reference(config)))
     n = config.dataset.train_size
-    nets, kernels = [], []
+    nets, kernels, means, of_reference = [], [], [], []
 
     def where(s: int, i: int) -> tuple[int, int]:
         return config.seed + s, i
 
+    init, init_reference = jax.jit(net.init), jax.jit(reference.init)
     for s, i in replicas:
         x = jnp.asarray(np.concatenate([data[s].x_NxD, data[s].test_x_MxD]), jnp.float32)
-        nets.append(lazy.ntk_parametrised(net, init(step.keys(_seed(*where(s, i)))[0], x[:1])))
+        key = step.keys(_seed(*where(s, i)))[0]
+        nets.append(lazy.ntk_parametrised(net, init(key, x[:1])))
         kernels.append(lazy.Kernels.of(empirical_ntk(*nets[-1], x), n))
+        means.append(float(np.mean(np.diag(kernels[-1].train))))
+        at_reference = lazy.ntk_parametrised(reference, init_reference(key, x[:1]))
+        of_reference.append(scale.mean_kernel(*at_reference, x[:n]))
         if "1" in rungs:
-            add(where(s, i), "R1", data[s], lazy.regress(kernels[-1], data[s].y_N, ridge=RIDGE))
+            add(where(s, i), "R1", data[s], lazy.regress(kernels[-1], data[s].y_N, ridge=RIDGE), kernel=means[-1])
     apply_fn, w = jax.tree.map(lambda *leaves: jnp.stack(leaves), *nets)
     x, y, test_x = (
         jnp.asarray(np.stack([getattr(data[s], name) for s, _ in replicas]), jnp.float32)
@@ -146,21 +185,31 @@ def _of_kernel(config, data: Sequence[Regression], replicas, rungs: str, alphas:
     )
     rates = np.array([n / np.linalg.eigvalsh(kernel.train)[-1] for kernel in kernels])
     powers = np.array([np.mean(data[s].y_N ** 2) for s, _ in replicas])
-    for alpha in alphas if set(rungs) & set("23") else []:
+    own = np.array([scale.matched(1.0, *pair) for pair in zip(means, of_reference, strict=True)])
+    climbed = [("R3", alpha, alpha * own) for alpha in matched]
+    climbed += [("R3u", alpha, alpha * np.ones_like(own)) for alpha in unmatched]
+    for rung, alpha, alpha_S in climbed if set(rungs) & set("23") else []:
         words = {"rate_S": rates, "momentum": MOMENTUM, "threshold_S": THRESHOLD * powers, "most": MOST_STEPS}
-        learned = lazy.train(apply_fn, w, x, y, test_x, alpha=alpha, **words)
+        learned = lazy.train(apply_fn, w, x, y, test_x, alpha_S=alpha_S, **words)
         for r, (s, i) in enumerate(replicas):
             steps = int(learned.steps[r])
             outputs = learned.test[r] if np.isfinite(learned.train_loss[r]) else np.full_like(learned.test[r], np.inf)
-            about = {"alpha": alpha, "steps": steps, "rate": rates[r], "moved": learned.moved[r]}
-            add(where(s, i), "R3", data[s], outputs, train_error=learned.train_loss[r] / powers[r], **about)
-            if alpha == 1 and "2" in rungs:
+            about = {"alpha": alpha, "own_alpha": alpha_S[r], "kernel": means[r], "steps": steps, "rate": rates[r]}
+            about |= {"train_error": learned.train_loss[r] / powers[r], "moved": learned.moved[r]}
+            add(where(s, i), rung, data[s], outputs, **about)
+            if rung == "R3" and alpha == 1 and "2" in rungs:
                 words = {"rate": rates[r], "momentum": MOMENTUM, "steps": steps}
                 train, outputs = lazy.linearised(kernels[r], data[s].y_N, **words)
                 if not np.isfinite(learned.train_loss[r]):  # it took the steps until the net overflowed
                     outputs = np.full_like(outputs, np.inf)
                 error = np.mean((train - data[s].y_N) ** 2) / powers[r]
                 add(where(s, i), "R2", data[s], outputs, train_error=error, steps=steps, rate=rates[r])
+
+
+def _reference(config: ConfigDict) -> ConfigDict:
+    model = ConfigDict(config.model.to_dict())
+    model.merge = REFERENCE
+    return model
 
 
 def _task(config: ConfigDict, target: str, test: int, split: int) -> Regression:
