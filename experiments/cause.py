@@ -1,14 +1,16 @@
 """Q2: is a merge's difference to the sum bias at initialisation, finite width, feature learning, or optimisation?
 
   python -m experiments.cause --smoke
-  python -m experiments.cause                                   # the cube, on a laptop
+  python -m experiments.cause                                   # the cube with its axes, on a laptop
   python -m experiments.cause --designs=digits,cifar10 --out=results/cause/images --launcher=submitit
   python -m experiments.cause --designs=battery --out=results/cause/battery
 
 Every task is learned five times with the same weights, points and batches: by the infinitely wide net's kernel (R0), by
-the net's own kernel (R1), linearised (R2), by the net itself (R3, at several scales of laziness), and by the standard
-recipe with a rate tuned per merge (R4); see resjax/ntk/rungs.py. The difference to `add` at R4 is the sum of the steps
-between. Which of them counts as the cause is decided by rules that were fixed before: experiments/cause_prereg.md.
+the net's own kernel (R1), linearised (R2), by the net itself (R3, at several scales of laziness, matched over merges),
+and by the standard recipe, with clipped gradients and a rate tuned per merge (R4); see resjax/ntk/rungs.py. The
+difference to `add` at R4 is the sum of the steps between. Which of them counts as the cause is decided by rules that
+were fixed before: experiments/cause_prereg.md. In the reference setting R4 is also run without LayerNorm and without
+clipping.
 
 The battery (experiments/cause_battery.py) intervenes instead: forward of one merge and backward of another, identity at
 initialisation, other norms and targets, transplants.
@@ -16,9 +18,10 @@ initialisation, other norms and targets, transplants.
 Tasks: parities of degree 1 to 4 on the 10-cube; images with targets of known degree ("eigen": eigenvectors of the
 additive net's kernel, "hermite": polynomials of the principal components) and their classes. LayerNorm residual mlps.
 
-Writes OUT.csv (a row per replica and rung), OUT_differences.csv, OUT_interaction.csv, OUT_laziness.csv,
-OUT_verdicts.csv, OUT_tuning.csv and figures; the battery OUT.csv (a row per arm), OUT_tuning.csv and a figure. Exit
-code 1: a cell failed; 2: bad input, in one line; 128 + n: stopped by signal n.
+Writes OUT.csv (a row per replica and rung), OUT_differences.csv, OUT_interaction.csv, OUT_scale.csv (error by alpha
+sqrt(K)), OUT_stability.csv (R4 with and without norm and clipping), OUT_verdicts.csv, OUT_tuning.csv and figures; the
+battery OUT.csv (a row per arm), OUT_tuning.csv and a figure. Exit code 1: a cell failed, such as one whose best rate is
+at an edge; 2: bad input, in one line; 128 + n: stopped by signal n.
 """
 
 import argparse
@@ -26,7 +29,7 @@ import itertools
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -37,19 +40,24 @@ from experiments import cells, launchers, measuring
 from experiments.cause_battery import ARMS
 from experiments.cause_battery import table as battery
 from resjax import config as config_lib
-from resjax.analysis import cause, cause_figures, tables
+from resjax.analysis import cause, cause_figures, stability, tables
 from resjax.config import ConfigError
 
 MODULE = "experiments.cause"
 BASELINE = "add"
-SMOKE = {"designs": "smoke", "merges": "mul", "seeds": 3, "inits": 1, "epochs": 20, "out": "results/cause_smoke"}
+RATES = "0.003,0.006,0.012,0.025,0.05,0.1,0.2,0.4,0.8,1.6,3.2"
+SMOKE = {
+    "designs": "smoke", "merges": "mul", "seeds": 3, "inits": 1, "epochs": 20, "rates": "0.01,0.1", "allow_edge": True,
+    "out": "results/cause_smoke",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Part:
     """Some settings of a design: tasks x widths x numbers of blocks, with the rungs that are climbed there.
 
-    `merges` and `inits`: fewer than the command line has.
+    `merges` and `inits`: fewer than the command line has. `recipes`: of R4, of `RECIPES`; those but the first have no
+    other rung, and one initialisation per split.
     """
 
     tasks: tuple[str, ...]
@@ -58,27 +66,34 @@ class Part:
     widths: tuple[int, ...] = (128,)
     blocks: tuple[int, ...] = (2,)
     rungs: str = "01234"
-    alphas: str = "1,64"
+    alphas: str = "0.125,1,64"
+    unmatched: str = "1"
     merges: tuple[str, ...] = ()
     inits: int = 0
+    recipes: tuple[str, ...] = ("",)
 
 
+RECIPES = {  # name of the arm -> changes of the config
+    "": {},
+    "no clipping": {"optimizer.clip_norm": 0.0},
+    "no norm": {"model.norm": "none"},
+    "no norm, no clipping": {"model.norm": "none", "optimizer.clip_norm": 0.0},
+}
 _CONTRAST = ("cube10_degree3", "cube10_degree2")  # of the interaction
-_SCALES = "0.5,1,4,16,64"
+_SCALES = "0.03125,0.0625,0.125,0.25,0.5,1,2,4,16,64"
 _SOME = ("add", "mul", "gate_sig_bn")  # on the axes
 
 
 def _images(name: str) -> tuple[Part, ...]:
     return (
-        Part((f"{name}:classes",), n=64, test=64, alphas=_SCALES),
+        Part((f"{name}:classes",), n=64, test=64),
         Part(tuple(f"{name}:{target}" for target in ("eigen4", "eigen32", "hermite2", "hermite3"))),
     )
 
 
 DESIGNS: dict[str, tuple[Part, ...]] = {
-    "cube": (
-        Part(_CONTRAST, alphas=_SCALES),
-        Part(("cube10_degree1", "cube10_degree4")),
+    "cube": (Part((*_CONTRAST, "cube10_degree4", "cube10_degree1"), alphas=_SCALES, recipes=tuple(RECIPES)),),
+    "axes": (
         Part(_CONTRAST, widths=(64, 256, 512), merges=_SOME, inits=1),
         Part(_CONTRAST, blocks=(4, 8), merges=_SOME, inits=1),
     ),
@@ -86,7 +101,7 @@ DESIGNS: dict[str, tuple[Part, ...]] = {
     "cifar10": _images("cifar10"),
     "cifar100": (_images("cifar100")[1],),  # the full kernel of 100 classes is for 10,000 pairs
     "smoke": (
-        Part(_CONTRAST, n=64, test=64, widths=(16,), alphas="0.5,1,64"),
+        Part(_CONTRAST, n=64, test=64, widths=(16,), recipes=("", "no norm")),
         Part(_CONTRAST[:1], n=64, test=64, widths=(32,)),
     ),
 }
@@ -141,10 +156,11 @@ def main(argv: Sequence[str] | None = None, measure: measuring.Measure | None = 
 
 def _parser() -> argparse.ArgumentParser:
     p = cells.parser(MODULE, __doc__, SMOKE)
-    p.set_defaults(out="results/cause/cause", seeds=8, merges="mul,mul_bn,mul_bn1,gate_sig,gate_sig_bn")
-    p.add_argument("--designs", default="cube", metavar="A,B", help=f"of {', '.join(DESIGNS)}; %(default)s")
+    p.set_defaults(out="results/cause/cause", seeds=8)
+    p.add_argument("--designs", default="cube,axes", metavar="A,B", help=f"of {', '.join(DESIGNS)}; %(default)s")
     p.add_argument("--inits", type=int, default=2, metavar="N", help="initialisations per split; %(default)s")
-    p.add_argument("--rates", default="0.001,0.003,0.01,0.03,0.1", metavar="R,R", help="that R4 chooses among")
+    p.add_argument("--rates", default=RATES, metavar="R,R", help="that R4 chooses among; %(default)s")
+    p.add_argument("--allow_edge", action="store_true", help="R4's rate may be at the edge of those tried")
     return p
 
 
@@ -163,15 +179,20 @@ def configurations(args: argparse.Namespace) -> dict[str, Cell]:
             raise ConfigError(f"--designs: unknown {name!r}; choose from {', '.join(DESIGNS)}, battery")
         for part in DESIGNS.get(name, ()):
             some = [merge for merge in merges if merge in (part.merges or merges)]
-            for task, width, blocks, merge in itertools.product(part.tasks, part.widths, part.blocks, some):
-                cell = _cell(args, part, task, width, blocks, merge)
-                found[", ".join([merge, *(f"{key} {cell.about[key]}" for key in cause.SETTING)])] = cell
+            plan = itertools.product(part.tasks, part.recipes, part.widths, part.blocks, some)
+            for task, recipe, width, blocks, merge in plan:
+                cell = _cell(args, part, task, width, blocks, merge, **RECIPES[recipe])
+                if recipe:
+                    few = {"rungs": "4", "inits": 1}
+                    cell = replace(cell, about={**cell.about, "arm": recipe}, options={**cell.options, **few})
+                words = [merge, *(f"{key} {cell.about[key]}" for key in cause.SETTING), recipe]
+                found[", ".join(filter(None, words))] = cell
     return found
 
 
 def _battery(args: argparse.Namespace) -> dict[str, Cell]:
     found = {}
-    part = Part(_CONTRAST, rungs="4", alphas="1")
+    part = Part(_CONTRAST, rungs="4")
     for task, (name, arm) in itertools.product(part.tasks, ARMS.items()):
         for merge in (arm.merge, BASELINE):
             learned = arm.task or task
@@ -189,13 +210,14 @@ def _cell(args: argparse.Namespace, part: Part, task: str, width: int, blocks: i
     entries = {
         "dataset.name": dataset, "dataset.train_size": part.n, "dataset.augment": "none", "dataset.crop_padding": 0,
         "model.name": "mlp", "model.depth": 2 * blocks + 2, "model.width": width, "model.norm": "ln",
-        "loss.name": "mse", "batch_size": 32, "epochs": args.epochs or 100, "optimizer.learning_rate": 0.01,
+        "loss.name": "mse", "batch_size": 32, "epochs": args.epochs or 100, "optimizer.learning_rate": 0.1,
+        "optimizer.clip_norm": 1.0,
     }  # fmt: skip
     cells.refuse(args, entries.keys() - {"epochs"} | changes.keys())
     config = cells.config(args, "digits", merge, **entries | changes)
     options = {
         "rungs": part.rungs, "test": part.test, "inits": part.inits or args.inits, "alphas": part.alphas,
-        "rates": args.rates, "target": target,
+        "unmatched": part.unmatched, "rates": args.rates, "allow_edge": args.allow_edge, "target": target,
     }  # fmt: skip
     about = {"task": task, "n": part.n, "blocks": blocks, "width": width, "merge": merge, "arm": ""}
     return Cell(about, config, options)
@@ -205,7 +227,7 @@ def rows_of(asked: Mapping[str, Cell], found: Mapping[str, Mapping[str, list[dic
     """A row per replica and rung, with the setting and the merge."""
     frames = [pd.DataFrame(of_cell["rows"]).assign(**asked[label].about) for label, of_cell in found.items()]
     table = pd.concat(frames, ignore_index=True)
-    numbers = ["alpha", "error", "train_error", "steps", "moved", "rate"]
+    numbers = ["alpha", "own_alpha", "kernel", "error", "train_error", "steps", "moved", "rate", "stable"]
     return table.astype(dict.fromkeys(numbers, float))[
         [*cause.SETTING, "arm", "merge", "split", "init", "rung", *numbers]
     ]
@@ -213,22 +235,24 @@ def rows_of(asked: Mapping[str, Cell], found: Mapping[str, Mapping[str, list[dic
 
 def report(rows: pd.DataFrame, out: str, header: dict[str, str], console: Console) -> list[Path]:
     """Prints the verdicts, and writes the tables and figures."""
-    if (rows["arm"] != "").any():
+    if set(rows["arm"]) <= set(ARMS):
         return _report_battery(rows, out, header, console)
-    D = cause.differences(rows, BASELINE)
+    ladder = rows[rows["arm"] == ""]
+    D = cause.differences(ladder, BASELINE)
     wide = cause.by_rung(D)
     written = {
         "": rows[rows["rung"] != "tuning"],
-        "_tuning": rows[rows["rung"] == "tuning"].drop(columns=["alpha", "steps", "moved"]),
+        "_tuning": _tuning(rows),
         "_differences": cause.estimates(wide),
-        "_laziness": cause.laziness(D),
-        "_gate": cause.gate(rows),
+        "_scale": cause.by_scale(ladder, D),
+        "_stability": stability.table(rows, BASELINE),
+        "_gate": cause.gate(ladder),
     }
     if set(_CONTRAST) <= set(D["task"]):
         written["_interaction"] = cause.interaction(wide, *_CONTRAST)
     written["_verdicts"] = cause.verdicts(wide, D, written["_gate"])
     of = (written.get(name) for name in ("_differences", "_verdicts", "_interaction", "_gate"))
-    sentences = cause.sentences(*of)
+    sentences = cause.sentences(*of) | stability.sentences(written["_stability"])
     for name, text in sentences.items():
         console.print(f"\n{name}: {text}", markup=False, highlight=False)
     header = header | sentences
@@ -237,11 +261,12 @@ def report(rows: pd.DataFrame, out: str, header: dict[str, str], console: Consol
 
 def draw(out: str | Path) -> list[Path]:
     """Draws the figures of the tables OUT*.csv."""
-    read = tables.written(out, "_differences", "_laziness", "_interaction")
+    read = tables.written(out, "_differences", "_scale", "_interaction", "_tuning")
     if "supports" in read[""]:
         return cause_figures.battery(read[""], out)
     paths = cause_figures.decomposition(read["_differences"], f"{out}_decomposition")
-    paths += cause_figures.laziness(read["_laziness"], f"{out}_laziness")
+    paths += cause_figures.by_scale(read["_scale"], f"{out}_scale")
+    paths += cause_figures.by_rate(read["_tuning"], f"{out}_rates")
     paths += cause_figures.axes(read["_differences"], f"{out}_axes")
     if "_interaction" in read:
         paths += cause_figures.interaction(read["_interaction"], f"{out}_interaction")
@@ -258,9 +283,12 @@ def _report_battery(rows: pd.DataFrame, out: str, header: dict[str, str], consol
         )
         console.print(text, markup=False, highlight=False)
     paths = [tables.write_csv(arms, f"{out}.csv", header)]
-    tuning = rows[rows["rung"] == "tuning"].drop(columns=["alpha", "steps", "moved"])
-    paths.append(tables.write_csv(tuning, f"{out}_tuning.csv", header))
+    paths.append(tables.write_csv(_tuning(rows), f"{out}_tuning.csv", header))
     return paths + draw(out)
+
+
+def _tuning(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.loc[rows["rung"] == "tuning", [*cause.SETTING, "arm", "merge", "split", "rate", "error", "train_error"]]
 
 
 if __name__ == "__main__":

@@ -60,6 +60,17 @@ def student(freedom: float, confidence: float = 0.95) -> float:
     return float(stdtrit(freedom, (1 + confidence) / 2))
 
 
+def student_p(mean: float, std: float, n: int) -> float | None:
+    """Two-sided p-value of Student's t-test that the true mean is 0; None for n < 2."""
+    if n < 2:
+        return None
+    if std == 0:
+        return float(mean == 0)
+    from scipy.special import stdtr
+
+    return float(2 * stdtr(n - 1, -abs(mean) * math.sqrt(n) / std))
+
+
 def hierarchical_ci(values: Mapping[Hashable, Sequence[float]], confidence: float = 0.95) -> dict:
     """Mean over groups of the group's mean, with its interval for another group and another member.
 

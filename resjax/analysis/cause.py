@@ -5,8 +5,9 @@ D_j = error(merge) - error(add) at rung j, paired by split and initialisation, i
   D4 = D0  +  (D1 - D0)   +  (D2 - D1)    +  (D3 - D2)         +  (D4 - D3)
        bias   finite width   conditioning    feature learning     optimisation
 
-Intervals are those of the hierarchical bootstrap (`stats.hierarchical_ci`). The rules of `verdict` stand in
-experiments/cause_prereg.md.
+R3 is matched in scale, R3u is its control at equal alpha. Intervals are Student's t intervals over splits
+(`stats.hierarchical_ci`). A quantity of which a pair is lost is not interpretable: survivors have no mean. The rules of
+`verdicts` stand in experiments/cause_prereg.md.
 """
 
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ import pandas as pd
 
 from resjax import stats
 from resjax.config import ConfigError
+from resjax.fair.tuning import AT_CHANCE
 
 SETTING = ["task", "n", "blocks", "width"]
 TERMS = {
@@ -26,15 +28,18 @@ TERMS = {
     "optimisation": ("R4", "R3"),
 }
 PAIR = ["split", "init"]
+RUNGS = ["R0", "R1", "R2", "R3", "R3u", "R4"]
 MATCHED = 0.01 * (1 + 1e-6)  # training error that R3 must have reached, over the target's mean square
 NEAR = 0.05  # of the gate
+LEAST = 0.02  # a difference that counts, over the target's mean square
+MONOTONIC = (0.125, 1, 64)  # alphas at which the rule of feature learning looks
 
 
 def differences(rows: pd.DataFrame, baseline: str = "add") -> pd.DataFrame:
     """D of every rung: SETTING, merge, rung, alpha (0 where there is none), split, init, D.
 
-    D is nan where either net diverged, or where R3 of either did not reach `MATCHED`; R2 goes with R3 at alpha = 1,
-    whose steps it takes.
+    D is nan where either net is lost: it diverged, or R3 did not reach `MATCHED`, or R4 ended at chance; R2 goes with
+    R3 at alpha = 1, whose steps it takes.
 
     Args:
       rows: of `resjax.ntk.rungs`, with SETTING and merge.
@@ -43,11 +48,13 @@ def differences(rows: pd.DataFrame, baseline: str = "add") -> pd.DataFrame:
     Raises:
       ConfigError: there is no pair at all.
     """
-    rows = rows[rows["rung"] != "tuning"].assign(alpha=rows["alpha"].fillna(0.0))
+    rows = rows[rows["rung"].isin(RUNGS)]
+    rows = rows.assign(alpha=rows["alpha"].fillna(0.0))
     at = [*SETTING, "rung", "alpha", *PAIR]
-    unmatched = (rows["rung"] == "R3") & ~(rows["train_error"] <= MATCHED)
+    lazy = rows["rung"].isin(["R3", "R3u"])
+    unmatched = (lazy & ~(rows["train_error"] <= MATCHED)) | ((rows["rung"] == "R4") & at_chance(rows))
     net = ["merge", *SETTING, *PAIR]
-    lost = pd.MultiIndex.from_frame(rows.loc[unmatched & (rows["alpha"] == 1), net])
+    lost = pd.MultiIndex.from_frame(rows.loc[unmatched & (rows["rung"] == "R3") & (rows["alpha"] == 1), net])
     unmatched |= (rows["rung"] == "R2") & pd.MultiIndex.from_frame(rows[net]).isin(lost)
     error = rows["error"].replace(np.inf, np.nan).mask(unmatched)
     rows = rows.assign(error=error)
@@ -60,30 +67,36 @@ def differences(rows: pd.DataFrame, baseline: str = "add") -> pd.DataFrame:
     return D.rename("D").reset_index()
 
 
+def at_chance(rows: pd.DataFrame) -> pd.Series:
+    """Whether a net by the standard recipe has learned nothing, or has diverged."""
+    return ~(rows["train_error"] < AT_CHANCE) | ~np.isfinite(rows["error"])
+
+
 def by_rung(D: pd.DataFrame) -> pd.DataFrame:
-    """One column per rung, R3 at alpha = 1, a row per (setting, merge, split, init); nan where a rung lacks."""
-    kept = D[(D["rung"] != "R3") | (D["alpha"] == 1)]
+    """One column per rung, R3 and R3u at alpha = 1, a row per (setting, merge, split, init); nan where a rung lacks."""
+    kept = D[~D["rung"].isin(["R3", "R3u"]) | (D["alpha"] == 1)]
     wide = kept.pivot(index=[*SETTING, "merge", *PAIR], columns="rung", values="D")
     wide = wide.reindex(kept.drop_duplicates(wide.index.names).set_index(wide.index.names).index)  # in order
-    return wide.reindex(columns=["R0", "R1", "R2", "R3", "R4"])
+    return wide.reindex(columns=RUNGS)
 
 
 def estimates(wide: pd.DataFrame) -> pd.DataFrame:
     """Mean and interval of every D and every term.
 
-    Columns: SETTING, merge, quantity, mean, ci_low, ci_high, splits, pairs, lost. A quantity is "D0" to "D4" or a name
-    of TERMS. A D counts the pairs that have it; the terms those that have every rung that was climbed in this setting,
-    so that their means add up to that of D4 over the same pairs.
+    Columns: SETTING, merge, quantity, mean, ci_low, ci_high, p, splits, pairs, lost, p_holm, differs. A quantity is
+    "D0" to "D4", "D3u", or a name of TERMS; mean to p are nan where a pair is lost. p_holm is adjusted over the tasks
+    and merges of equal size; `differs` says whether it is below .05 and the mean at least `LEAST`.
     """
     out = []
     for key, group in wide.groupby([*SETTING, "merge"], sort=False):
-        climbed = group.dropna(axis="columns", how="all")
-        quantities = {f"D{name[1]}": group[name] for name in group} | terms(group.loc[climbed.dropna().index])
+        quantities = {f"D{name[1:]}": group[name] for name in group} | terms(group)
         for name, values in quantities.items():
-            about = dict(zip([*SETTING, "merge"], key, strict=True)) | {"quantity": name}
-            found = interval(values)
-            out.append(about | found | {"lost": len(group) - found["pairs"]})
-    return pd.DataFrame(out)
+            out.append(dict(zip([*SETTING, "merge"], key, strict=True)) | {"quantity": name} | interval(values))
+    found = pd.DataFrame(out)
+    families = found.groupby(["n", "blocks", "width", "quantity"], sort=False)["p"]
+    found["p_holm"] = families.transform(lambda p: pd.Series(stats.holm(list(p)), p.index, float))
+    found["differs"] = (found["p_holm"] < 0.05) & (found["mean"].abs() >= LEAST)
+    return found
 
 
 def terms(wide: pd.DataFrame) -> dict[str, pd.Series]:
@@ -103,21 +116,49 @@ def interaction(wide: pd.DataFrame, high: str, low: str) -> pd.DataFrame:
     return pd.DataFrame(out)
 
 
-def laziness(D: pd.DataFrame) -> pd.DataFrame:
-    """D of R3 by alpha, with intervals: SETTING, merge, alpha, mean, ci_low, ci_high, splits, pairs."""
-    groups = D[D["rung"] == "R3"].groupby([*SETTING, "merge", "alpha"], sort=False)
-    return pd.DataFrame(
-        [dict(zip(groups.keys, key, strict=True)) | interval(g.set_index(PAIR)["D"]) for key, g in groups]
-    )
+def by_scale(rows: pd.DataFrame, D: pd.DataFrame) -> pd.DataFrame:
+    """Errors of R3 and R3u by scale: SETTING, merge, rung, alpha, scale, moved, error and D with intervals, lost.
+
+    scale is the geometric mean of a net's own alpha times sqrt(K), moved the median of |w - w0| / |w0|. The columns of
+    the error are mean, ci_low, ci_high, those of the difference to the sum D, D_low, D_high; nan where a net is lost.
+
+    Args:
+      rows: of `resjax.ntk.rungs`, with SETTING and merge.
+      D: of `differences`.
+    """
+    at = [*SETTING, "merge", "rung", "alpha"]
+    lazy = rows[rows["rung"].isin(["R3", "R3u"])]
+    error = lazy["error"].where(np.isfinite(lazy["error"]) & (lazy["train_error"] <= MATCHED))
+    log_scale = np.log(lazy["own_alpha"] * np.sqrt(lazy["kernel"]))
+    differences_of = dict(iter(D.groupby(at, sort=False)))
+    out = []
+    for key, own in lazy.assign(error=error, log_scale=log_scale).groupby(at, sort=False):
+        row = dict(zip(at, key, strict=True)) | {
+            "scale": np.exp(own["log_scale"].mean()),
+            "moved": own["moved"].median(),
+        }
+        row |= interval(own.set_index(PAIR)["error"])
+        if key in differences_of:
+            of_pairs = interval(differences_of[key].set_index(PAIR)["D"])
+            row |= {"D": of_pairs["mean"], "D_low": of_pairs["ci_low"], "D_high": of_pairs["ci_high"]}
+        out.append(row)
+    return pd.DataFrame(out).drop(columns="p")
 
 
 def interval(values: pd.Series) -> dict:
-    """Mean, ci_low, ci_high, splits and pairs of finite values by (split, init): the hierarchical bootstrap."""
-    values = values.dropna()
-    groups = {split: list(of_split) for split, of_split in values.groupby(level="split")}
+    """Mean, ci_low, ci_high, p, splits, pairs and lost of values by (split, init), nan where lost.
+
+    The first four are nan if any value is: the mean of those that survived is another quantity.
+    """
+    known = values.dropna()
+    groups = {split: list(of_split) for split, of_split in known.groupby(level="split")}
+    counts = {"splits": len(groups), "pairs": len(known), "lost": len(values) - len(known)}
+    if len(known) < len(values) or values.empty:
+        return dict.fromkeys(("mean", "ci_low", "ci_high", "p"), np.nan) | counts
     found = stats.hierarchical_ci(groups)
+    p = stats.student_p(found["mean"], found["std"], found["n"])
     bounds = {k: np.nan if found[k] is None else found[k] for k in ("mean", "ci_low", "ci_high")}
-    return bounds | {"splits": found["n"], "pairs": len(values)}
+    return bounds | {"p": np.nan if p is None else p} | counts
 
 
 def gate(rows: pd.DataFrame) -> pd.DataFrame:
@@ -157,7 +198,7 @@ def verdicts(wide: pd.DataFrame, D: pd.DataFrame, gates: pd.DataFrame) -> pd.Dat
       D: of `differences`.
       gates: of `gate`.
     """
-    found, curves = estimates(wide), laziness(D)
+    found, lazy = estimates(wide), D[(D["rung"] == "R3") & D["alpha"].isin(MONOTONIC)]
     at = [*SETTING, "merge"]
     failed = set(gates.loc[gates["follows"] == "nothing", at].itertuples(index=False, name=None))
     counts = found[[key not in failed for key in found[at].itertuples(index=False, name=None)]]
@@ -166,7 +207,10 @@ def verdicts(wide: pd.DataFrame, D: pd.DataFrame, gates: pd.DataFrame) -> pd.Dat
     for key, group in found.groupby(at, sort=False):
         about = dict(zip(at, key, strict=True))
         one = group.set_index("quantity")
-        curve = curves[(curves[at] == list(key)).all(axis="columns")].sort_values("alpha")["mean"].dropna()
+        curve = (
+            lazy[(lazy[at] == list(key)).all(axis="columns")].groupby("alpha")["D"].agg(lambda d: d.mean(skipna=False))
+        )
+        curve = curve.dropna()
         elsewhere = [c for c in at if c != "width"]
         same = found[(found[elsewhere] == [about[c] for c in elsewhere]).all(axis="columns")]
         by_width = same[same["quantity"] == "finite width"].sort_values("width")["mean"].abs()
@@ -240,10 +284,10 @@ def sentences(
 ) -> dict[str, str]:
     """The verdicts in words: "gate", "interaction", "initial bias", and one per setting.
 
-    No interval is corrected for the number of comparisons.
+    No interval is corrected for the number of comparisons; "difference at matched ..." is.
     """
     counts, median = gates["follows"].value_counts(), gates["of_R1"].median()
-    out = {
+    out = _claims(found) | {
         "gate": f"error of the laziest nets over that of regression by their kernel: median {median:.3f}; "
         f"within {NEAR:.0%} in {counts.get('kernel', 0)} of {len(gates)} cells, only of the kernel stopped as early in "
         f"{counts.get('conditioning', 0)}, of neither (counted for nothing) in {counts.get('nothing', 0)}"
@@ -266,12 +310,24 @@ def sentences(
     return out
 
 
+def _claims(found: pd.DataFrame) -> dict[str, str]:
+    """What differs in the reference setting, at matched scale (D3) and at matched stability (D4)."""
+    first = found.iloc[0]
+    sized = found[(found[["n", "blocks", "width"]] == first[["n", "blocks", "width"]]).all(axis="columns")]
+    out = {}
+    for quantity, name in (("D3", "scale"), ("D4", "stability")):
+        own = sized[sized["quantity"] == quantity]
+        said = [f"{row['merge']} on {row['task']} {in_words(row)}" for row in own[own["differs"]].to_dict("records")]
+        lost = int((own["lost"] > 0).sum())
+        out[f"difference at matched {name}"] = (
+            f"{len(said)} of {len(own)} cells differ (p < .05 after Holm, at least {LEAST:g}), {lost} not interpretable"
+            + (f": {'; '.join(said)}" if said else "")
+        )
+    return out
+
+
 def _in_setting(one: pd.DataFrame, row: Mapping) -> str:
-    D4 = one.loc["D4"]
-    if pd.isna(D4["mean"]):
-        return f"no pair of trained nets ({D4['lost']:.0f} lost)"
-    lost = f", {D4['lost']:.0f} of {D4['lost'] + D4['pairs']:.0f} pairs lost" if D4["lost"] else ""
-    text = f"D4 {in_words(D4)}{lost}"
+    text = f"D4 {in_words(one.loc['D4'])}"
     if row["largest_term"]:
         text += f"; largest step {row['largest_term']} {in_words(one.loc[row['largest_term']])}"
     rules = [rule for rule in RULES if rule != "initial_bias"]
@@ -282,6 +338,8 @@ def _in_setting(one: pd.DataFrame, row: Mapping) -> str:
 
 
 def in_words(estimate: Mapping) -> str:
-    """A mean and its interval, if it has one."""
+    """A mean and its interval, if it has one, or how many pairs are lost."""
+    if pd.isna(estimate["mean"]):
+        return f"not interpretable ({estimate['lost']:.0f} of {estimate['lost'] + estimate['pairs']:.0f} pairs lost)"
     interval = "" if pd.isna(estimate["ci_low"]) else " [{ci_low:+.3f}, {ci_high:+.3f}]".format(**estimate)
     return f"{estimate['mean']:+.3f}{interval}"

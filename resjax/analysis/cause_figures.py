@@ -11,6 +11,7 @@ import pandas as pd
 
 from resjax.analysis.cause import TERMS
 from resjax.analysis.figures import RC, new_figure, save, style
+from resjax.fair.tuning import AT_CHANCE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +21,11 @@ _EDGE = {"markeredgecolor": "white", "markeredgewidth": 0.5}
 _COLUMNS = 4  # panels in a row
 _STEPS = [*TERMS, "D4"]
 _NAMES = {"D4": "all: D4"}
+_FLOOR, _TOP = 1e-4, 4.0  # errors that are drawn; lost ones stand on top
+
+
+def _power_of_two(x: float, _) -> str:
+    return f"{x:g}" if x >= 1 else f"1/{1 / x:g}"
 
 
 def _styled(draw: Callable) -> Callable:
@@ -59,22 +65,59 @@ def decomposition(estimates: pd.DataFrame, path: str | os.PathLike) -> list[Path
 
 
 @_styled
-def laziness(curves: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
-    """D of the trained net by its laziness alpha, a panel per task at its first size."""
-    rows = _first_size(curves)
+def by_scale(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
+    """Error of the trained net by alpha sqrt(K), all merges in a panel per task, at its first size; matched R3."""
+    rows = _first_size(table)
+    rows = rows[rows["rung"] == "R3"]
     tasks, merges = sorted(_order(rows, "task")), _order(rows, "merge")
-    figure, panels = _panels(len(tasks), 2.2)
+    figure, panels = _panels(len(tasks), 2.4, share=True)
     for axes, task in zip(panels, tasks, strict=False):
         for merge in merges:
             one = rows[(rows["task"] == task) & (rows["merge"] == merge)].sort_values("alpha")
-            _points(axes, one["alpha"], one["mean"], one, merge, line=True)
-        axes.axhline(0, color="black", linewidth=0.8)
+            one = one.assign(ci_low=one["ci_low"].clip(lower=_FLOOR))
+            _points(axes, one["scale"], one["mean"], one, merge, line=True)
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_yscale("log")
+        axes.xaxis.set_major_formatter(_power_of_two)
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.set_title(_title(task))
-    figure.supxlabel("laziness alpha: features are learned on the left, the kernel decides on the right", fontsize=9)
+    figure.supxlabel("alpha sqrt(K): features are learned on the left, the kernel decides on the right", fontsize=9)
     _legend(figure, merges)
-    figure.supylabel("D3: error, merge - add", fontsize=9)
+    figure.supylabel("test error / target's mean square", fontsize=9)
+    return _save(figure, path)
+
+
+@_styled
+def by_rate(tuning: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
+    """Error on the tuning splits by rate: a row per task with several recipes, a column per recipe; lost: on top."""
+    rows = _first_size(tuning)
+    several = rows.groupby("task")["arm"].nunique()
+    tasks = sorted(several.index[several == several.max()])
+    arms, merges = _order(rows[rows["task"].isin(tasks)], "arm"), _order(rows, "merge")
+    figure = new_figure(7.0, 0.8 + 1.6 * len(tasks))
+    grid = figure.subplots(len(tasks), len(arms), squeeze=False, sharex=True, sharey=True)
+    for line, task in zip(grid, tasks, strict=True):
+        for axes, arm in zip(line, arms, strict=True):
+            for merge in merges:
+                own = rows[(rows["task"] == task) & (rows["arm"] == arm) & (rows["merge"] == merge)]
+                chance = own.assign(error=own["error"].where(own["train_error"] < AT_CHANCE, np.inf))
+                mean = chance.groupby("rate")["error"].mean()
+                known, (colour, marker) = np.isfinite(mean), style(merge)
+                axes.plot(mean.index[known], mean[known], color=colour, marker=marker, markersize=3, linewidth=0.8,
+                          label=merge)  # fmt: skip
+                lost = mean.index[~known]
+                axes.plot(lost, [_TOP] * len(lost), color=colour, marker=marker, markersize=3, mfc="white", ls="")
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            axes.set_ylim(_FLOOR, 1.5 * _TOP)
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_major_formatter("{x:g}")
+        line[0].set_ylabel(_title(task))
+    for axes, arm in zip(grid[0], arms, strict=True):
+        axes.set_title(arm or "norm and clipping", fontsize=9)
+    figure.supxlabel("learning rate; open, on top: a replica diverged or ended at chance", fontsize=9)
+    figure.supylabel("test error / target's mean square", fontsize=9)
+    _legend(figure, merges)
     return _save(figure, path)
 
 
@@ -126,7 +169,8 @@ def interaction(contrast: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
         "R0": "R0\ninfinite\nwidth",
         "R1": "R1\nown\nkernel",
         "R2": "R2\nlinearised",
-        "R3": "R3\nnet",
+        "R3": "R3\nnet,\nmatched",
+        "R3u": "net,\nequal\nalpha",
         "R4": "R4\nrecipe",
     }
     axes.set_xticks(range(len(rungs)), [names[rung] for rung in rungs])
