@@ -45,7 +45,6 @@ from resjax.config import ConfigError
 
 MODULE = "experiments.cause"
 BASELINE = "add"
-RATES = "0.003,0.006,0.012,0.025,0.05,0.1,0.2,0.4,0.8,1.6,3.2"
 SMOKE = {
     "designs": "smoke", "merges": "mul", "seeds": 3, "inits": 1, "epochs": 20, "rates": "0.01,0.1", "allow_edge": True,
     "out": "results/cause_smoke",
@@ -159,8 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     p.set_defaults(out="results/cause/cause", seeds=8)
     p.add_argument("--designs", default="cube,axes", metavar="A,B", help=f"of {', '.join(DESIGNS)}; %(default)s")
     p.add_argument("--inits", type=int, default=2, metavar="N", help="initialisations per split; %(default)s")
-    p.add_argument("--rates", default=RATES, metavar="R,R", help="that R4 chooses among; %(default)s")
-    p.add_argument("--allow_edge", action="store_true", help="R4's rate may be at the edge of those tried")
+    cells.add_rates(p)
     return p
 
 

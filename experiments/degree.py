@@ -4,10 +4,12 @@
   python -m experiments.degree
 
 Teachers are parities of degree 1 to 4 on the 10-cube. Learning curves: the error by the number of samples, of the
-infinitely wide net's kernel (measured, and by theory) and of the net by the standard recipe, whose rate is tuned per
-merge, degree and number of samples; from them the samples that a merge needs for an error of --needed. Speed: the
-training error over the course, at one rate for all merges and at the same share of each net's stability limit
-(resjax/ntk/degrees.py). Degrees: Chebyshev energy along lines between training points, before and after training.
+infinitely wide net's kernel (measured, and by theory) and of the net by the standard recipe with clipped gradients
+(R4), whose rate is tuned inside its grid per merge, degree and number of samples; from them the samples that a merge
+needs for an error of --needed. Without clipping (R4u) it is a control: the largest stable rate then decides. Speed,
+without clipping: the training error over the course, at one rate for all merges and at the same share of each net's
+stability limit (resjax/ntk/degrees.py). Degrees, with clipping: Chebyshev energy along lines between training points,
+before and after training.
 Without activations and norms a sum of affine maps is affine, and a product net of L blocks a polynomial of degree 2^L;
 what can they learn, beside the same nets with ReLUs and without norms?
 
@@ -36,8 +38,8 @@ MODULE = "experiments.degree"
 D, TEST, BLOCKS = 10, 256, 2
 POLYNOMIAL = ("add", "mul")  # without activations
 SMOKE = {
-    "merges": "mul", "degrees": (2,), "sizes": (64, 128), "seeds": 2, "epochs": 5, "width": 16, "rates": "0.003,0.01",
-    "out": "results/degree_smoke",
+    "merges": "mul", "degrees": (2,), "sizes": (64, 128), "seeds": 2, "epochs": 5, "width": 16, "rates": "0.01,0.1",
+    "allow_edge": True, "out": "results/degree_smoke",
 }  # fmt: skip
 Cell = tuple[dict, ConfigDict]  # what it is about, and its config
 
@@ -58,7 +60,7 @@ def main(
 
         launcher = measuring.over_cores(launcher, small=args.smoke)
         run = partial(measuring.measure_all, workdir=args.workdir, console=console, launcher=launcher)
-        options = {"test": TEST, "inits": 1, "alphas": "1", "rates": args.rates}
+        options = {"test": TEST, "inits": 1, "alphas": "1", "rates": args.rates, "allow_edge": args.allow_edge}
         curves = run(
             {label: (config, options | {"rungs": _rungs(about)}) for label, (about, config) in asked.items()},
             measure or rungs.measure,
@@ -94,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     p.set_defaults(out="results/degree", seeds=8, width=128, merges="mul,mul_bn,mul_bn1,gate_sig,gate_sig_bn")
     p.add_argument("--degrees", type=cells.whole_numbers, default=(1, 2, 3, 4), metavar="N,N", help="1,2,3,4")
     p.add_argument("--sizes", type=cells.whole_numbers, default=(32, 64, 128, 256, 512), metavar="N,N")
-    p.add_argument("--rates", default="0.001,0.003,0.01,0.03,0.1", metavar="R,R", help="to choose among")
+    cells.add_rates(p)
     p.add_argument("--needed", type=float, default=0.5, metavar="E", help="error that needs samples; %(default)s")
     p.add_argument("--share", type=float, default=0.02, metavar="S", help="of the stability limit; %(default)s")
     p.add_argument("--lines", type=int, default=16, metavar="N", help="through the data, per split; %(default)s")
@@ -114,16 +116,16 @@ def configurations(args: argparse.Namespace) -> dict[str, Cell]:
         )
     args.shown = max(size for size in args.sizes if size <= 256 or size == min(args.sizes))
     merges = dict.fromkeys(["add", *cells.merges(args.merges, MERGES)])
-    plan = [(merge, "relu", "ln", n) for merge, n in itertools.product(merges, args.sizes)]
-    plan += [(merge, activation, "none", args.shown) for merge in POLYNOMIAL for activation in ("relu", "none")]
+    plan = [(merge, "relu", "ln", clip, n) for clip, n, merge in itertools.product((1.0, 0.0), args.sizes, merges)]
+    plan += [(merge, activation, "none", 1.0, args.shown) for merge in POLYNOMIAL for activation in ("relu", "none")]
     found = {}
-    for degree, (merge, activation, norm, n) in itertools.product(args.degrees, plan):
-        about = {"degree": degree, "merge": merge, "activation": activation, "norm": norm, "n": n}
+    for degree, (merge, activation, norm, clip, n) in itertools.product(args.degrees, plan):
+        about = {"degree": degree, "merge": merge, "activation": activation, "norm": norm, "clip": clip, "n": n}
         entries = {
             "dataset.name": f"cube{D}_degree{degree}", "dataset.train_size": n, "dataset.augment": "none",
             "dataset.crop_padding": 0, "model.name": "mlp", "model.depth": 2 * BLOCKS + 2, "loss.name": "mse",
             "model.activation": activation, "model.norm": norm, "batch_size": 32,
-            "optimizer.clip_norm": 0.0 if norm == "ln" else 1.0,  # products without norms explode
+            "optimizer.clip_norm": clip,
             "epochs": max(1, (args.epochs or 100) * 256 // n),  # as many steps for all n
             "optimizer.learning_rate": 0.01,
         }  # fmt: skip
@@ -136,7 +138,7 @@ def configurations(args: argparse.Namespace) -> dict[str, Cell]:
 
 
 def _rungs(about: Mapping) -> str:
-    return "04" if about["norm"] == "ln" else "4"
+    return "04" if about["norm"] == "ln" and about["clip"] else "4"
 
 
 def _together(found: Mapping[str, list[dict]], asked: Mapping[str, Cell]) -> pd.DataFrame:
@@ -156,6 +158,7 @@ def report(
     """Prints the verdicts, and writes the tables and figures."""
     from resjax.ntk.degrees import predicted
 
+    rows = rows.assign(rung=rows["rung"].mask((rows["rung"] == "R4") & (rows["clip"] == 0), "R4u"))
     relu = rows[rows["norm"] == "ln"]
     if not {"add"} < set(relu["merge"]):
         raise ConfigError("nothing to compare: add or all others failed; the reasons stand above")
@@ -168,13 +171,16 @@ def report(
         ],
         ignore_index=True,
     )
+    about, clipped = degree_tables.ABOUT, energy["clip"] > 0
     written = {
-        "": rows[rows["rung"] != "tuning"][[*degree_tables.ABOUT, "split", "rung", "error", "train_error", "rate"]],
-        "_tuning": rows[rows["rung"] == "tuning"][[*degree_tables.ABOUT, "split", "rate", "error", "train_error"]],
+        "": rows[rows["rung"] != "tuning"][[*about, "split", "rung", "error", "train_error", "rate", "stable"]],
+        "_tuning": rows[rows["rung"] == "tuning"][[*about, "split", "rate", "error", "train_error"]],
         "_curves": degree_tables.curves(relu, theory),
-        "_needed": degree_tables.needed(relu, theory, args.needed),
-        "_speed": degree_tables.compared(speed[speed["norm"] == "ln"]),
-        "_energy": degree_tables.energies(energy[(energy["norm"] == "ln") | (energy["activation"] == "none")]),
+        "_needed": degree_tables.needed(relu, theory, args.needed, args.shown),
+        "_speed": degree_tables.compared(speed[speed["clip"] == 0]),
+        "_energy": degree_tables.energies(
+            energy[((energy["norm"] == "ln") & clipped) | (energy["activation"] == "none")]
+        ),
         "_linear": degree_tables.without_activations(rows),
     }
     sentences = degree_tables.sentences(written, args.needed)

@@ -68,7 +68,7 @@ def test_a_linear_model_is_lazy_at_every_scale(problem, alpha):
     w = {"kernel": jnp.asarray(np.random.default_rng(1).normal(size=(2, D, C)), jnp.float32)}
     both = jnp.asarray(np.stack([x, x]), jnp.float32)
     rate = N / np.linalg.eigvalsh(kernels.train)[-1]
-    words = {"alpha": alpha, "rate_S": np.array([rate, rate / 2]), "momentum": 0.9, "chunk": 7}
+    words = {"alpha_S": np.full(2, alpha), "rate_S": np.array([rate, rate / 2]), "momentum": 0.9, "chunk": 7}
     targets = jnp.asarray(np.stack([y, y]), jnp.float32)
     got = lazy.train(Partial(linear), w, both[:, :N], targets, both[:, N:], threshold_S=np.zeros(2), most=20, **words)
     assert list(got.steps) == [20, 20]

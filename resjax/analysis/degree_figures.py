@@ -15,19 +15,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_SHOWN = {"R0": "kernel, infinite width", "R4": "net, clipped", "R4u": "net, not clipped"}
 _SMALLEST = 1e-9  # share of the energy that is drawn; below it is rounding
 
 
 def curves(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
-    """Error by the number of samples, a column per degree: the infinitely wide kernel with theory dashed; the net."""
+    """Error by the number of samples, a column per degree: the infinitely wide kernel with theory dashed; the nets."""
     import matplotlib
 
     with matplotlib.rc_context(RC):
         degrees, merges = _order(table, "degree"), _order(table, "merge")
-        figure, grid = _grid(2, len(degrees))
-        for line, rung, name in zip(
-            grid, ("R0", "R4"), ("kernel, infinite width", "net, standard recipe"), strict=True
-        ):
+        figure, grid = _grid(len(_SHOWN), len(degrees))
+        for line, (rung, name) in zip(grid, _SHOWN.items(), strict=True):
             for axes, degree in zip(line, degrees, strict=True):
                 for merge in merges:
                     own = table[(table["degree"] == degree) & (table["merge"] == merge)].sort_values("n")
@@ -50,17 +49,17 @@ def needed(table: pd.DataFrame, path: str | os.PathLike, level: float) -> list[P
 
     with matplotlib.rc_context(RC):
         merges, degrees = _order(table, "merge"), _order(table, "degree")
-        figure, (line,) = _grid(1, 2, width=6.4, share=True)
+        figure, (line,) = _grid(1, len(_SHOWN), share=True)
         top = 2 * table["samples"].replace(np.inf, np.nan).max()
-        for axes, rung, name in zip(
-            line, ("R0", "R4"), ("kernel, infinite width", "net, standard recipe"), strict=True
-        ):
+        for axes, (rung, name) in zip(line, _SHOWN.items(), strict=True):
             for i, merge in enumerate(merges):
                 own = table[(table["rung"] == rung) & (table["merge"] == merge)].sort_values("degree")
                 colour, marker = style(merge)
                 x = own["degree"] + (i - (len(merges) - 1) / 2) * 0.1
                 known = np.isfinite(own["samples"])
-                axes.plot(x[known], own["samples"][known], color=colour, marker=marker, markersize=4, label=merge)
+                axes.plot(
+                    x[known], own["samples"][known], color=colour, marker=marker, markersize=4, ls="", label=merge
+                )
                 for a, low, high in zip(x, own["samples_low"], own["samples_high"], strict=True):
                     axes.plot([a, a], [low, min(high, top)], color=colour, linewidth=1)
                 axes.plot(

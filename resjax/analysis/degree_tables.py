@@ -1,21 +1,22 @@
 """Tables of experiments.degree: learning curves, samples needed, speed and Chebyshev energy, by degree and merge.
 
-Errors are mean squared ones over the target's mean square; replicas are paired over merges by their split. A replica
-that diverged is left out, and counted as lost.
+Errors are mean squared ones over the target's mean square; replicas are paired over merges by their split. Of cells
+with a replica that diverged or ended at chance, which is lost, no mean error is told.
 """
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from resjax import stats
+from resjax.fair.tuning import AT_CHANCE
 
-ABOUT = ["degree", "merge", "activation", "norm", "n"]
+ABOUT = ["degree", "merge", "activation", "norm", "clip", "n"]
 BASELINE = "add"
-RUNGS = {"theory": "theory", "R0": "infinitely wide kernel", "R4": "net"}
+RUNGS = {"theory": "theory", "R0": "infinitely wide kernel", "R4": "net", "R4u": "net without clipping"}
 RULES = {"one": "one rate for all", "kernel": "rate over the kernel's scale"}
-DRAWS = 2000
 
 
 def chosen_rate(rows: Iterable[Mapping]) -> float:
@@ -27,79 +28,93 @@ def curves(rows: pd.DataFrame, theory: pd.DataFrame) -> pd.DataFrame:
     """Learning curves with intervals over splits: degree, merge, rung, n, mean, std, ci_low, ci_high, splits, lost.
 
     Args:
-      rows: of R0 and R4, with degree, merge, rung, n, split, error.
+      rows: of R0, R4 and R4u, with degree, merge, rung, n, split, error, train_error.
       theory: degree, merge, n, error.
     """
-    groups = rows[rows["rung"].isin(RUNGS)].groupby(["degree", "merge", "rung", "n"], sort=False)["error"]
+    known = rows[rows["rung"].isin(RUNGS)]
+    groups = known.assign(error=_errors(known)).groupby(["degree", "merge", "rung", "n"], sort=False)["error"]
     measured = [dict(zip(groups.keys, key, strict=True)) | _mean(errors) for key, errors in groups]
     exact = theory.rename(columns={"error": "mean"}).assign(rung="theory", splits=0, lost=0)
     return pd.concat([pd.DataFrame(measured), exact], ignore_index=True)
 
 
-def needed(rows: pd.DataFrame, theory: pd.DataFrame, level: float) -> pd.DataFrame:
+def _errors(rows: pd.DataFrame) -> pd.Series:
+    """Infinite where a net is lost."""
+    lost = rows["rung"].isin(["R4", "R4u"]) & ~(rows["train_error"] < AT_CHANCE)
+    return rows["error"].mask(lost, np.inf)
+
+
+def needed(rows: pd.DataFrame, theory: pd.DataFrame, level: float, shown: int) -> pd.DataFrame:
     """Samples at which the mean error falls to `level`, and their ratio to those of `add`, by degree, merge and rung.
 
-    Columns: degree, merge, rung, samples, samples_low, samples_high, ratio, ratio_low, ratio_high, censored, splits.
-    Between two sizes the error is linear in log n. Censored is "above" where it stays above `level` (samples inf), and
-    "below" where it begins below it (samples the smallest size, or fewer); neither has a ratio. Intervals are
-    percentiles over resamples of the splits, the same for all merges, if 95 % of these have a value; theory has none.
+    Columns: degree, merge, rung, samples, samples_low, samples_high, ratio, ratio_low, ratio_high, censored, splits,
+    rate, stable. Between two sizes the error is linear in log n. Censored is "above" where it stays above `level`
+    (samples inf), "below" where it begins below it (samples the smallest size, or fewer), and "lost" where a net next
+    to the crossing is lost; none of these has a ratio. Intervals are Student's t intervals of the logarithms' jackknife
+    over splits; theory has none. rate and stable, the one picked and the largest stable one, are those at n = `shown`.
     Without `add` there are no rows.
     """
     out, smallest = [], rows["n"].min()
-    for (degree, rung), of_rung in rows[rows["rung"].isin(RUNGS)].groupby(["degree", "rung"], sort=False):
+    rows = rows[rows["rung"].isin(RUNGS)]
+    rows = rows.assign(error=_errors(rows))
+    for (degree, rung), of_rung in rows.groupby(["degree", "rung"], sort=False):
         splits = np.unique(of_rung["split"])
-        drawn = np.random.default_rng(0).integers(len(splits), size=(DRAWS, len(splits)))
-        drawn[0] = np.arange(len(splits))
-        found = {}
-        for merge, own in of_rung.groupby("merge", sort=False):
-            errors = own.replace(np.inf, np.nan).pivot_table(index="n", columns="split", values="error", dropna=False)
-            errors = errors.reindex(columns=splits)
-            means_NxR = np.nanmean(errors.to_numpy()[:, drawn], axis=2)
-            found[merge] = np.array([_crossing(errors.index.to_numpy(), curve, level) for curve in means_NxR.T])
-        for merge, samples_R in found.items() if BASELINE in found else ():
+        curves = {
+            merge: own.pivot(index="n", columns="split", values="error").reindex(columns=splits)
+            for merge, own in of_rung.groupby("merge", sort=False)
+        }
+
+        def log_samples(merge: str, kept: np.ndarray, curves: Mapping = curves) -> float:
+            curve = curves[merge]
+            return np.log(_crossing(curve.index.to_numpy(), curve.to_numpy()[:, kept].mean(1), level))
+
+        for merge in curves if BASELINE in curves else ():
+            own = stats.jackknife_ci(partial(log_samples, merge), len(splits))
+            base = log_samples(BASELINE, np.arange(len(splits)))
             row = {"degree": degree, "merge": merge, "rung": rung, "splits": len(splits)}
-            row |= {"censored": _censored(samples_R[0], smallest)}
-            ratio_R = _ratio(samples_R, found[BASELINE], smallest)
-            out.append(row | _percentiles("samples", samples_R) | _percentiles("ratio", ratio_R))
+            row |= {"censored": _censored(np.exp(own["mean"]), smallest)} | _exp("samples", own)
+            between = all(np.log(smallest) < value < np.inf for value in (own["mean"], base))
+            ratio = stats.jackknife_ci(
+                lambda kept, m=merge: log_samples(m, kept) - log_samples(BASELINE, kept), len(splits)
+            )
+            row |= _exp("ratio", ratio if between else dict.fromkeys(ratio, np.nan))
+            at = of_rung[(of_rung["merge"] == merge) & (of_rung["n"] == shown)].iloc[0]
+            out.append(row | {"rate": at["rate"], "stable": at["stable"]})
     for (degree, merge), own in theory.groupby(["degree", "merge"], sort=False):
         base = theory[(theory["degree"] == degree) & (theory["merge"] == BASELINE)]
         samples, of_base = (
             _crossing(t["n"].to_numpy(), t["error"].to_numpy(), level)
             for t in (own.sort_values("n"), base.sort_values("n"))
         )
-        ratio = _ratio(np.array([samples]), np.array([of_base]), smallest)[0]
+        between = all(smallest < value < np.inf for value in (samples, of_base))
         row = {"degree": degree, "merge": merge, "rung": "theory", "censored": _censored(samples, smallest)}
-        out.append(row | {"samples": samples, "ratio": ratio})
+        out.append(row | {"samples": samples, "ratio": samples / of_base if between else np.nan})
     return pd.DataFrame(out)
 
 
+def _exp(name: str, found: Mapping) -> dict[str, float]:
+    values = (np.nan if found[key] is None else np.exp(found[key]) for key in ("mean", "ci_low", "ci_high"))
+    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+
+
 def _censored(samples: float, smallest: int) -> str:
-    return {np.inf: "above", float(smallest): "below"}.get(samples, "")
+    if np.isnan(samples):
+        return "lost"
+    return "above" if np.isinf(samples) else "below" if samples <= smallest * (1 + 1e-9) else ""
 
 
 def _crossing(n: np.ndarray, errors: np.ndarray, level: float) -> float:
+    """Infinite where the curve stays above the level, nan where a size next to its crossing has no mean."""
     below = np.flatnonzero(errors <= level)
     if not len(below):
-        return np.inf
+        return np.nan if np.isinf(errors[-1]) else np.inf
     i = below[0]
     if i == 0:
         return float(n[0])
+    if np.isinf(errors[i - 1]):
+        return np.nan
     share = (errors[i - 1] - level) / (errors[i - 1] - errors[i])
     return float(np.exp(np.log(n[i - 1]) + share * (np.log(n[i]) - np.log(n[i - 1]))))
-
-
-def _ratio(samples: np.ndarray, base: np.ndarray, smallest: int) -> np.ndarray:
-    samples, base = (np.where(np.isinf(n) | (n == smallest), np.nan, n) for n in (samples, base))
-    return samples / base
-
-
-def _percentiles(name: str, values_R: np.ndarray) -> dict[str, float]:
-    """The first value is the estimate; the interval counts nan out, and exists if nearly all have a value."""
-    known = values_R[~np.isnan(values_R)]
-    low = high = np.nan
-    if len(known) > 0.95 * len(values_R):
-        low, high = np.percentile(known, [2.5, 97.5], method="nearest")
-    return {name: values_R[0], f"{name}_low": low, f"{name}_high": high}
 
 
 def compared(speed: pd.DataFrame) -> pd.DataFrame:
@@ -131,17 +146,16 @@ def energies(energy: pd.DataFrame) -> pd.DataFrame:
 def without_activations(rows: pd.DataFrame) -> pd.DataFrame:
     """Mean errors, with intervals, of the nets without norms, by degree, merge and activation."""
     same = rows[(rows["rung"] == "R4") & (rows["norm"] == "none")]
-    groups = same.groupby(["degree", "merge", "activation"], sort=False)["error"]
+    groups = same.assign(error=_errors(same)).groupby(["degree", "merge", "activation"], sort=False)["error"]
     found = [dict(zip(groups.keys, key, strict=True)) | _mean(errors) for key, errors in groups]
     return pd.DataFrame(found, columns=[*groups.keys, *_mean(pd.Series(dtype=float))])
 
 
 def _mean(values: pd.Series) -> dict:
-    finite = values[np.isfinite(values)]
-    found = stats.mean_ci(finite)
-    return {"mean": found["mean"], **{k: found[k] for k in ("std", "ci_low", "ci_high")}, "splits": found["n"]} | {
-        "lost": len(values) - len(finite)
-    }
+    lost = int((~np.isfinite(values)).sum())
+    found = stats.mean_ci([] if lost else values)
+    columns = {key: found[key] for key in ("mean", "std", "ci_low", "ci_high")}
+    return columns | {"splits": len(values) - lost, "lost": lost}
 
 
 def sentences(written: Mapping[str, pd.DataFrame], level: float) -> dict[str, str]:
@@ -175,6 +189,8 @@ def sentences(written: Mapping[str, pd.DataFrame], level: float) -> dict[str, st
 
 
 def _samples(row: Mapping) -> str:
+    if row["censored"] == "lost":
+        return f"{row['merge']} not interpretable (nets lost)"
     samples = "more than there were" if np.isinf(row["samples"]) else f"{row['samples']:.0f}"
     text = f"{row['merge']} {'at most ' if row['censored'] == 'below' else ''}{samples}"
     if row["merge"] == BASELINE or pd.isna(row["ratio"]):
