@@ -66,7 +66,8 @@ KNOWN = 0.05  # training error below which a net says at its training points wha
 
 
 def table(rows: pd.DataFrame, reference: str = "reference") -> pd.DataFrame:
-    """Effect of every arm: task, arm, merge, metric, mean, ci_low, ci_high, splits, pairs, lost, changed_*, supports.
+    """Effect of every arm: task, arm, merge, metric, mean, ci_low, ci_high, p, splits, pairs, lost, changed_*
+    and supports.
 
     The effect is the difference to `add`; changed_* is the paired difference to the reference's, with its interval.
     Arms of which a cell failed are left out.
@@ -84,28 +85,34 @@ def table(rows: pd.DataFrame, reference: str = "reference") -> pd.DataFrame:
             D = _difference(of_arm, arm)
             if D.empty:
                 continue
-            effect = cause.interval(D.dropna())
+            effect = cause.interval(D)
             row = {"task": task, "arm": name, "merge": arm.merge, "metric": arm.metric} | effect
-            row |= {"lost": int(D.isna().sum())} | {f"changed_{key}": np.nan for key in ("mean", "ci_low", "ci_high")}
+            row |= {f"changed_{key}": np.nan for key in ("mean", "ci_low", "ci_high")}
             supports = ""
-            if arm.metric == "train_error":  # whether both fit, not how the reference's test error changes
+            if effect["lost"]:
+                supports = "not interpretable"
+            elif arm.metric == "train_error":  # whether both fit, not how the reference's test error changes
                 apart = cause.excludes_zero(effect) and abs(effect["mean"]) > KNOWN
                 supports = arm.stays if apart else arm.gone
             elif name != reference and not base.empty:
-                changed = cause.interval((D - base).dropna())
+                changed = cause.interval(D - base)
                 row |= {f"changed_{key}": changed[key] for key in ("mean", "ci_low", "ci_high")}
                 of_teacher = teachers[(teachers["task"] == task) & (teachers["arm"] == name)]["train_error"]
                 if arm.target and arm.target.count(":") == 1 and of_teacher.median() < KNOWN:
                     supports = "nothing: same targets"
                 else:
-                    supports = _supports(arm, effect, changed, cause.interval(base.dropna()))
+                    supports = _supports(arm, effect, changed, cause.interval(base))
             out.append(row | {"supports": supports})
     return pd.DataFrame(out)
 
 
 def _difference(rows: pd.DataFrame, arm: Arm) -> pd.Series:
-    """The merge's minus the sum's, by split and initialisation; nan where either diverged, empty where one lacks."""
-    values = rows.set_index(["merge", *cause.PAIR])[arm.metric].replace(np.inf, np.nan)
+    """The merge's minus the sum's, by split and initialisation; nan where either is lost, empty where one lacks.
+
+    Of training errors a net at chance is not lost: whether a merge fits is what is asked.
+    """
+    lost = ~np.isfinite(rows["error"]) if arm.metric == "train_error" else cause.at_chance(rows)
+    values = rows.assign(**{arm.metric: rows[arm.metric].mask(lost)}).set_index(["merge", *cause.PAIR])[arm.metric]
     if not {arm.merge, "add"} <= set(values.index.get_level_values("merge")):
         return values.iloc[:0].droplevel("merge")
     return values.loc[arm.merge] - values.loc["add"]
@@ -113,7 +120,9 @@ def _difference(rows: pd.DataFrame, arm: Arm) -> pd.Series:
 
 def _supports(arm: Arm, effect: dict, changed: dict, base: dict) -> str:
     """What an arm says, if the reference has a difference at all."""
-    if not cause.excludes_zero(base):
+    if base["lost"]:
+        return "not interpretable"
+    if not cause.excludes_zero(base) or abs(base["mean"]) < cause.LEAST:
         return "nothing: no difference"
     half = abs(base["mean"]) / 2
     same = effect["mean"] * base["mean"] > 0
