@@ -109,9 +109,9 @@ def table(rows: pd.DataFrame, reference: str = "reference") -> pd.DataFrame:
 def _difference(rows: pd.DataFrame, arm: Arm) -> pd.Series:
     """The merge's minus the sum's, by split and initialisation; nan where either is lost, empty where one lacks.
 
-    Of training errors a net at chance is not lost: whether a merge fits is what is asked.
+    Of training errors a net that does not fit is not lost: whether a merge fits is what is asked.
     """
-    lost = ~np.isfinite(rows["error"]) if arm.metric == "train_error" else cause.at_chance(rows)
+    lost = ~np.isfinite(rows["error"]) if arm.metric == "train_error" else cause.lost_nets(rows)
     values = rows.assign(**{arm.metric: rows[arm.metric].mask(lost)}).set_index(["merge", *cause.PAIR])[arm.metric]
     if not {arm.merge, "add"} <= set(values.index.get_level_values("merge")):
         return values.iloc[:0].droplevel("merge")

@@ -59,8 +59,8 @@ def test_a_rate_that_loses_a_replica_is_not_chosen():
 def test_where_all_is_lost_lower_rates_are_tried():
     asked = []
     tuned = tune(valley(0.01, 0.02, asked), [0.1, 0.2])
-    assert asked == [0.1, 0.05, 0.025, 0.0125, 0.00625] and tuned.rate == 0.0125
-    with pytest.raises(ConfigError, match="a replica diverged or ended at chance"):
+    assert asked == [0.1, 0.2, 0.05, 0.025, 0.0125, 0.00625] and tuned.rate == 0.0125
+    with pytest.raises(ConfigError, match="a replica diverged or did not fit"):
         tune(lambda rate: [LOST], [0.1, 0.2])
 
 

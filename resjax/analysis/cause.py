@@ -17,7 +17,7 @@ import pandas as pd
 
 from resjax import stats
 from resjax.config import ConfigError
-from resjax.fair.tuning import AT_CHANCE
+from resjax.fair.tuning import UNFITTED
 
 SETTING = ["task", "n", "blocks", "width"]
 TERMS = {
@@ -38,7 +38,7 @@ MONOTONIC = (0.125, 1, 64)  # alphas at which the rule of feature learning looks
 def differences(rows: pd.DataFrame, baseline: str = "add") -> pd.DataFrame:
     """D of every rung: SETTING, merge, rung, alpha (0 where there is none), split, init, D.
 
-    D is nan where either net is lost: it diverged, or R3 did not reach `MATCHED`, or R4 ended at chance; R2 goes with
+    D is nan where either net is lost: it diverged, or R3 did not reach `MATCHED`, or R4 did not fit; R2 goes with
     R3 at alpha = 1, whose steps it takes.
 
     Args:
@@ -52,7 +52,7 @@ def differences(rows: pd.DataFrame, baseline: str = "add") -> pd.DataFrame:
     rows = rows.assign(alpha=rows["alpha"].fillna(0.0))
     at = [*SETTING, "rung", "alpha", *PAIR]
     lazy = rows["rung"].isin(["R3", "R3u"])
-    unmatched = (lazy & ~(rows["train_error"] <= MATCHED)) | ((rows["rung"] == "R4") & at_chance(rows))
+    unmatched = (lazy & ~(rows["train_error"] <= MATCHED)) | ((rows["rung"] == "R4") & lost_nets(rows))
     net = ["merge", *SETTING, *PAIR]
     lost = pd.MultiIndex.from_frame(rows.loc[unmatched & (rows["rung"] == "R3") & (rows["alpha"] == 1), net])
     unmatched |= (rows["rung"] == "R2") & pd.MultiIndex.from_frame(rows[net]).isin(lost)
@@ -67,9 +67,9 @@ def differences(rows: pd.DataFrame, baseline: str = "add") -> pd.DataFrame:
     return D.rename("D").reset_index()
 
 
-def at_chance(rows: pd.DataFrame) -> pd.Series:
-    """Whether a net by the standard recipe has learned nothing, or has diverged."""
-    return ~(rows["train_error"] < AT_CHANCE) | ~np.isfinite(rows["error"])
+def lost_nets(rows: pd.DataFrame) -> pd.Series:
+    """Whether a net by the standard recipe has diverged, or not fitted half of its training targets."""
+    return ~(rows["train_error"] < UNFITTED) | ~np.isfinite(rows["error"])
 
 
 def by_rung(D: pd.DataFrame) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from resjax.analysis.cause import TERMS
 from resjax.analysis.figures import RC, new_figure, save, style
-from resjax.fair.tuning import AT_CHANCE
+from resjax.fair.tuning import UNFITTED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -100,7 +100,7 @@ def by_rate(tuning: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
         for axes, arm in zip(line, arms, strict=True):
             for merge in merges:
                 own = rows[(rows["task"] == task) & (rows["arm"] == arm) & (rows["merge"] == merge)]
-                chance = own.assign(error=own["error"].where(own["train_error"] < AT_CHANCE, np.inf))
+                chance = own.assign(error=own["error"].where(own["train_error"] < UNFITTED, np.inf))
                 mean = chance.groupby("rate")["error"].mean()
                 known, (colour, marker) = np.isfinite(mean), style(merge)
                 axes.plot(mean.index[known], mean[known], color=colour, marker=marker, markersize=3, linewidth=0.8,
@@ -115,7 +115,7 @@ def by_rate(tuning: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
         line[0].set_ylabel(_title(task))
     for axes, arm in zip(grid[0], arms, strict=True):
         axes.set_title(arm or "norm and clipping", fontsize=9)
-    figure.supxlabel("learning rate; open, on top: a replica diverged or ended at chance", fontsize=9)
+    figure.supxlabel("learning rate; open, on top: a replica diverged or did not fit", fontsize=9)
     figure.supylabel("test error / target's mean square", fontsize=9)
     _legend(figure, merges)
     return _save(figure, path)

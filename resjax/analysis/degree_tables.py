@@ -1,7 +1,7 @@
 """Tables of experiments.degree: learning curves, samples needed, speed and Chebyshev energy, by degree and merge.
 
 Errors are mean squared ones over the target's mean square; replicas are paired over merges by their split. Of cells
-with a replica that diverged or ended at chance, which is lost, no mean error is told.
+with a replica that diverged or did not fit, which is lost, no mean error is told.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from resjax import stats
-from resjax.fair.tuning import AT_CHANCE
+from resjax.fair.tuning import UNFITTED
 
 ABOUT = ["degree", "merge", "activation", "norm", "clip", "n"]
 BASELINE = "add"
@@ -40,7 +40,7 @@ def curves(rows: pd.DataFrame, theory: pd.DataFrame) -> pd.DataFrame:
 
 def _errors(rows: pd.DataFrame) -> pd.Series:
     """Infinite where a net is lost."""
-    lost = rows["rung"].isin(["R4", "R4u"]) & ~(rows["train_error"] < AT_CHANCE)
+    lost = rows["rung"].isin(["R4", "R4u"]) & ~(rows["train_error"] < UNFITTED)
     return rows["error"].mask(lost, np.inf)
 
 

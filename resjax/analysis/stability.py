@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from resjax.analysis.cause import PAIR, SETTING, at_chance, in_words, interval
+from resjax.analysis.cause import PAIR, SETTING, in_words, interval, lost_nets
 
 
 def table(rows: pd.DataFrame, baseline: str = "add") -> pd.DataFrame:
@@ -25,7 +25,7 @@ def table(rows: pd.DataFrame, baseline: str = "add") -> pd.DataFrame:
     at = [*SETTING, "arm", "merge"]
     tried = {key: own["rate"] for key, own in rows[rows["rung"] == "tuning"].groupby(at, sort=False)}
     nets = rows[rows["rung"] == "R4"]
-    nets = nets.assign(error=nets["error"].mask(at_chance(nets)))
+    nets = nets.assign(error=nets["error"].mask(lost_nets(nets)))
     errors = {key: own.set_index(PAIR)["error"] for key, own in nets.groupby(at, sort=False)}
     out = []
     for key, own in nets.groupby(at, sort=False):

@@ -13,7 +13,7 @@ import numpy as np
 from resjax.config import ConfigError
 
 EXTENSIONS = 6  # rates by which a grid may grow
-AT_CHANCE = 0.9  # training error, over the targets' mean square, of a net that has learned nothing or died
+UNFITTED = 0.5  # training error, over the targets' mean square, of a net that has died or not got far
 
 
 class Trial(NamedTuple):
@@ -29,8 +29,12 @@ class Trial(NamedTuple):
 
     @property
     def lost(self) -> bool:
-        """Whether it diverged or ended at chance, which is one outcome."""
-        return not (math.isfinite(self.error) and self.train_error < AT_CHANCE)
+        """Whether it diverged or ended without half of its training targets, which is one outcome."""
+        return not (math.isfinite(self.error) and self.train_error < UNFITTED)
+
+
+class NoStableRate(ConfigError):
+    """At every rate a replica is lost: a result for who counts losses."""
 
 
 class Tuned(NamedTuple):
@@ -38,7 +42,7 @@ class Tuned(NamedTuple):
 
     Attributes:
       rate: with the lowest mean error among those at which no replica was lost.
-      largest_stable: the largest rate up to which no replica was lost; nan if one was lost at the lowest.
+      largest_stable: the largest at which no replica was lost.
       at_edge: whether on one side of `rate` no rate was tried and found worse.
       trials: rate -> what became of its replicas, rates ascending.
     """
@@ -52,8 +56,9 @@ class Tuned(NamedTuple):
 def tune(try_rate: Callable[[float], Sequence[Trial]], rates: Sequence[float], *, allow_edge: bool = False) -> Tuned:
     """Tries rates upwards, and beyond the grid until the best is inside it.
 
-    Above a rate at which all replicas are lost no other is tried. Choose on replicas that are not reported: other
-    seeds, and points that no reported replica is tested on.
+    Once a rate has trained, none is tried above one that loses all replicas; at low rates they are lost because they
+    don't get far. Choose on replicas that are not reported: other seeds, and points that no reported replica is tested
+    on.
 
     Args:
       try_rate: rate -> its replicas, the same for all rates and architectures.
@@ -61,14 +66,15 @@ def tune(try_rate: Callable[[float], Sequence[Trial]], rates: Sequence[float], *
       allow_edge: whether the result may be at the edge of what was tried.
 
     Raises:
-      ConfigError: the best rate is at the edge after `EXTENSIONS` more, or at every rate a replica is lost.
+      NoStableRate: at every rate a replica is lost.
+      ConfigError: the best rate is at the edge after `EXTENSIONS` more; a grid that is none.
     """
     if len(rates) < 2 or any(low >= high for low, high in zip((0, *rates), rates, strict=False)):
         raise ConfigError(f"rates {', '.join(f'{rate:g}' for rate in rates)}: give two or more, positive and ascending")
     factor, trials = rates[1] / rates[0], {}
     for rate in rates:
         trials[rate] = try_rate(rate)
-        if all(trial.lost for trial in trials[rate]):
+        if _best(trials) is not None and all(trial.lost for trial in trials[rate]):
             break
     for _ in range(EXTENSIONS):
         if not _at_edge(trials):
@@ -79,12 +85,11 @@ def tune(try_rate: Callable[[float], Sequence[Trial]], rates: Sequence[float], *
     trials = dict(sorted(trials.items()))
     best, tried = _best(trials), f"{min(trials):g} to {max(trials):g}"
     if best is None:
-        raise ConfigError(f"at every rate tried, {tried}, a replica diverged or ended at chance")
+        raise NoStableRate(f"at every rate tried, {tried}, a replica diverged or did not fit its training set")
     if _at_edge(trials) and not allow_edge:
         raise ConfigError(f"the best rate, {best:g}, is at the edge of those tried, {tried}")
-    lost = [rate for rate, own in trials.items() if any(trial.lost for trial in own)]
-    stable = [rate for rate in trials if rate < min(lost, default=math.inf)]
-    return Tuned(best, max(stable, default=math.nan), _at_edge(trials), trials)
+    stable = max(rate for rate, own in trials.items() if not any(trial.lost for trial in own))
+    return Tuned(best, stable, _at_edge(trials), trials)
 
 
 def _best(trials: Mapping[float, Sequence[Trial]]) -> float | None:
