@@ -76,11 +76,12 @@ def test_theory_knows_what_is_learned_of_all_points():
 SIZES = (32, 64, 128)
 
 
-def made_up(errors, splits=4):
+def made_up(errors, splits=4, noise=0.0):
     """Rows of R4: merge -> errors by size."""
+    rng = np.random.default_rng(0)
     return pd.DataFrame([
-        {"degree": 2, "merge": merge, "activation": "relu", "norm": "ln", "rung": "R4", "n": n, "split": s, "error": e,
-         "rate": 0.01, "train_error": 0.0}
+        {"degree": 2, "merge": merge, "activation": "relu", "norm": "ln", "clip": 1.0, "rung": "R4", "n": n, "split": s,
+         "error": e + noise * rng.normal(), "rate": 0.01, "stable": 0.02, "train_error": 0.0}
         for merge, curve in errors.items()
         for n, e in zip(SIZES, curve, strict=True)
         for s in range(splits)
@@ -92,26 +93,39 @@ NO_THEORY = pd.DataFrame({"degree": [], "merge": [], "n": [], "error": []})
 
 def test_samples_needed_lie_where_the_curve_crosses():
     rows = made_up({"add": (0.9, 0.7, 0.3), "mul": (0.9, 0.5, 0.3), "se": (0.9, 0.8, 0.7), "pi": (0.4, 0.3, 0.2)})
-    found = degree_tables.needed(rows, NO_THEORY, 0.5).set_index("merge")
+    found = degree_tables.needed(rows, NO_THEORY, 0.5, 128).set_index("merge")
     between = np.sqrt(64 * 128)
     assert found["samples"].to_dict() == pytest.approx({"add": between, "mul": 64, "se": np.inf, "pi": 32})
     assert found.loc["mul", "ratio_low"] == pytest.approx(64 / between) == found.loc["mul", "ratio_high"]
     assert found.loc["add", "ratio"] == 1 and found.loc[["se", "pi"], "ratio"].isna().all()
     assert found["censored"].to_dict() == {"add": "", "mul": "", "se": "above", "pi": "below"}
-    without = degree_tables.needed(rows[rows["merge"] != "add"], NO_THEORY, 0.5)
+    without = degree_tables.needed(rows[rows["merge"] != "add"], NO_THEORY, 0.5, 128)
     assert without.empty
+    noisy = degree_tables.needed(made_up({"add": (0.9, 0.7, 0.3), "mul": (0.9, 0.6, 0.4)}, 8, 0.02), NO_THEORY, 0.5, 64)
+    for name, value in (("samples", between), ("ratio", 1.0)):
+        low, high = noisy.set_index("merge").loc["mul", [f"{name}_low", f"{name}_high"]]
+        assert low < value < high < 1.2 * low
+
+
+def test_a_size_next_to_the_crossing_that_lost_a_net_leaves_no_number():
+    rows = made_up({"add": (0.9, 0.7, 0.3), "mul": (0.9, 0.5, 0.3), "se": (0.9, 0.8, 0.7)})
+    rows.loc[(rows["merge"] == "mul") & (rows["n"] == 32) & (rows["split"] == 0), "train_error"] = 0.6
+    rows.loc[(rows["merge"] == "se") & (rows["n"] == 128) & (rows["split"] == 0), "error"] = np.inf
+    found = degree_tables.needed(rows, NO_THEORY, 0.5, 128).set_index("merge")
+    assert found["censored"].to_dict() == {"add": "", "mul": "lost", "se": "lost"}
+    assert found.loc[["mul", "se"], ["samples", "ratio", "ratio_low"]].isna().all(axis=None)
 
 
 def test_what_no_merge_learns_has_no_ratio():
-    found = degree_tables.needed(made_up({"add": (1, 1, 1), "mul": (1.2, 1.1, 0.9)}), NO_THEORY, 0.5)
+    found = degree_tables.needed(made_up({"add": (1, 1, 1), "mul": (1.2, 1.1, 0.9)}), NO_THEORY, 0.5, 128)
     assert found["ratio"].isna().all() and np.isinf(found["samples"]).all()
 
 
-def test_diverged_replicas_are_counted_and_left_out():
+def test_lost_replicas_are_counted_and_leave_no_mean():
     rows = made_up({"add": (0.9, 0.7, 0.3)})
-    rows.loc[rows["split"] == 0, "error"] = np.inf
+    rows.loc[(rows["split"] == 0) & (rows["n"] > 32), "error"] = np.inf
     found = degree_tables.curves(rows, NO_THEORY)
-    assert found["mean"].tolist() == pytest.approx([0.9, 0.7, 0.3]) and found["lost"].eq(1).all()
+    assert found["lost"].tolist() == [0, 1, 1] and found["mean"].isna().tolist() == [False, True, True]
     speed = pd.DataFrame({"degree": 2, "rule": "one", "merge": ["add", "add", "mul", "mul"], "split": [0, 1, 0, 1],
                           "rate": 0.01, "area": [0.5, 0.4, np.inf, 0.6], "half": [3, 4, np.inf, 5]})  # fmt: skip
     row = degree_tables.compared(speed).set_index("merge").loc["mul"]
@@ -122,12 +136,13 @@ def test_the_study_writes_its_tables_and_figures(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(measuring, "workers", lambda: 1)
     asked = []
 
-    def measure(config, workdir, *, rungs, test, inits, alphas, rates):
+    def measure(config, workdir, *, rungs, test, inits, alphas, rates, allow_edge):
         product, n, degree = config.model.merge == "mul", config.dataset.train_size, int(config.dataset.name[-1])
         error = (0.8 if product else 1.0) * degree * 32 / n
         rows = [{"split": s, "rung": "tuning", "rate": 0.03, "error": 1.0, "train_error": 1.0} for s in (5, 6)]
         for rung in rungs:
-            rows += [{"split": s, "rung": f"R{rung}", "rate": 0.03, "error": error, "train_error": 0} for s in (0, 1)]
+            row = {"rung": f"R{rung}", "rate": 0.03, "stable": 0.1, "error": error, "train_error": 0}
+            rows += [row | {"split": s} for s in (0, 1)]
         return {"rows": rows}
 
     def look(config, workdir, *, test, lines, rate, share):
@@ -172,7 +187,7 @@ def test_sizes_that_the_cube_does_not_have(sizes, capsys):
 def test_every_merge_has_the_same_budget():
     args = cells.parse(study._parser(), [])
     found = study.configurations(args)
-    assert len(found) == 4 * (6 * 5 + 2 * 2)
+    assert len(found) == 4 * (2 * 6 * 5 + 2 * 2)
     assert {about["n"] for about, _ in found.values() if about["norm"] == "none"} == {256}
     for about, config in found.values():
         steps = config.epochs * (about["n"] // config.batch_size)

@@ -73,11 +73,14 @@ def needed(rows: pd.DataFrame, theory: pd.DataFrame, level: float, shown: int) -
             base = log_samples(BASELINE, np.arange(len(splits)))
             row = {"degree": degree, "merge": merge, "rung": rung, "splits": len(splits)}
             row |= {"censored": _censored(np.exp(own["mean"]), smallest)} | _exp("samples", own)
-            between = all(np.log(smallest) < value < np.inf for value in (own["mean"], base))
-            ratio = stats.jackknife_ci(
-                lambda kept, m=merge: log_samples(m, kept) - log_samples(BASELINE, kept), len(splits)
-            )
-            row |= _exp("ratio", ratio if between else dict.fromkeys(ratio, np.nan))
+            row |= _exp("ratio", dict.fromkeys(own, np.nan))
+            if all(np.log(smallest) < value < np.inf for value in (own["mean"], base)):
+
+                def log_ratio(kept: np.ndarray, merge: str = merge) -> float:
+                    samples, of_base = log_samples(merge, kept), log_samples(BASELINE, kept)
+                    return samples - of_base if np.isfinite([samples, of_base]).all() else np.nan
+
+                row |= _exp("ratio", stats.jackknife_ci(log_ratio, len(splits)))
             at = of_rung[(of_rung["merge"] == merge) & (of_rung["n"] == shown)].iloc[0]
             out.append(row | {"rate": at["rate"], "stable": at["stable"]})
     for (degree, merge), own in theory.groupby(["degree", "merge"], sort=False):
