@@ -8,6 +8,7 @@ from jax.tree_util import Partial
 
 from resjax.config import ConfigError
 from resjax.fair import scale
+from resjax.fair.compare import compare
 from resjax.fair.tuning import Trial, tune
 
 FINE, LOST = Trial(0.5, 0.1), Trial(np.inf, np.inf)
@@ -81,3 +82,50 @@ def test_mean_kernel_is_the_mean_squared_gradient():
     want = (jnp.sum(J["a"] ** 2) + jnp.sum(J["b"] ** 2)) / (37 * 4)
     assert scale.mean_kernel(Partial(net), w, x) == pytest.approx(float(want), rel=1e-5)
     assert scale.matched(2.0, kernel=0.1, reference=10.0) == pytest.approx(20)
+
+
+def nets(limits, best=0.1):
+    """Made-up architectures by name: an error of their own, and the rate above which a replica is lost."""
+
+    def train(name, rate, seed):
+        error, limit = limits[name]
+        noise = 0.01 * np.random.default_rng(seed).normal() + 0.1 * seed
+        return Trial(error + noise + 0.05 * abs(np.log(rate / best)), 0.0) if rate <= limit else LOST
+
+    return train
+
+
+def test_architectures_are_compared_at_their_own_stable_rates():
+    train = nets({"add": (0.5, 0.2), "mul": (0.5, 10.0), "gate": (0.7, 0.2), "dead": (0.1, 0.0)})
+    found = compare(train, ["add", "mul", "gate", "dead"], seeds=range(8), tuning_seeds=(90, 91))
+    assert found["rate"].dropna().eq(0.1).all() and found["lost"].to_dict() == {
+        "add": 0,
+        "mul": 0,
+        "gate": 0,
+        "dead": 8,
+    }
+    assert found.loc[["add", "mul"], "largest_stable"].tolist() == [0.2, 3.2]  # of those tried
+    np.testing.assert_allclose(found.loc[["mul", "gate"], "difference"], [0, 0.2], atol=1e-12)
+    assert found.loc["gate", "p_holm"] == 2 * 2 / 2**8 and found.loc["mul", "p_holm"] == 1
+    assert found.loc["dead", ["rate", "mean", "difference", "p", "p_holm"]].isna().all()
+    assert found.loc["add", "ci_low"] < found.loc["add", "mean"] < found.loc["add", "ci_high"]
+
+
+def test_a_lost_replica_sends_all_to_the_next_lower_rate():
+    limits = {90: 1, 91: 1, 0: 1, 1: 0.06}
+
+    def train(name, rate, seed):
+        return Trial(1 - rate + seed, 0.0) if rate <= limits[seed] else LOST
+
+    found = compare(train, ["net"], seeds=(0, 1), tuning_seeds=(90, 91), rates=(0.05, 0.1, 0.2, 2))
+    assert found.loc["net", ["rate", "largest_stable", "lost", "mean"]].tolist() == [0.05, 0.2, 0, 1.45]
+    limits[1] = 0
+    found = compare(train, ["net"], seeds=(0, 1), tuning_seeds=(90, 91), rates=(0.05, 0.1, 0.2, 2))
+    assert found.loc["net", "lost"] == 1 and found[["mean", "difference"]].isna().all(axis=None)  # no survivor's mean
+
+
+def test_what_can_not_be_compared():
+    with pytest.raises(ConfigError, match=r"seeds \[3\] are in seeds and in tuning_seeds"):
+        compare(nets({"a": (1, 1)}), ["a"], seeds=range(4), tuning_seeds=(3,))
+    with pytest.raises(ConfigError, match="at the edge"):
+        compare(nets({"a": (1, 1e9)}, best=1e9), ["a"], seeds=(0, 1), tuning_seeds=(5,))

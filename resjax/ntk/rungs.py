@@ -29,6 +29,7 @@ from resjax.config import ConfigError
 from resjax.data import dataset, regression, subsets
 from resjax.data.regression import Regression
 from resjax.fair import scale
+from resjax.fair.compare import settle
 from resjax.fair.tuning import NoStableRate, Trial, tune
 from resjax.models import build
 from resjax.ntk import lazy
@@ -43,7 +44,6 @@ MOST_STEPS = 1500  # of R3
 RIDGE = 1e-6  # of R1, in units of the mean of K(x, x): float32 Jacobians
 DIVERGED = 1e3  # an error above this is no number to average
 TUNING_SEED, TUNING_SPLITS = 5000, 2  # offset and number of the splits on which R4 chooses its rate
-RETREATS = 4  # how often R4 takes the next lower rate because a replica is lost
 REFERENCE = "add"  # whose scale the others are matched to
 TEACHER = 9  # the initialisation of a net that others learn from: not one of theirs
 
@@ -73,7 +73,7 @@ def measure(
       inits: initialisations per split.
       alphas: of R3 at the sum's scale, such as "1,64".
       rates: that R4 chooses among: the lowest mean error at the test points of `TUNING_SPLITS` other splits. Where a
-        reported replica is lost at that rate, all take the next lower one, at most `RETREATS` times.
+        reported replica is lost at that rate, all take the next lower one (`resjax.fair.compare.settle`).
       target: of images: "classes", "eigen<k>" (eigenvector k of the infinitely wide additive net's kernel on them) or
         "hermite<k>" (`regression.hermite_of_images`). Of a teacher: "" its own; "shuffled", in an order without
         meaning; "of:<merge>" or "of:<merge>:<m>", what a net with this merge has learned of it by the standard recipe
@@ -153,15 +153,17 @@ def _standard(config, tasks: dict[int, Regression], replicas, data, rates, choos
         for s, i in replicas:
             add((config.seed + s, i), "R4", data[s], np.full_like(data[s].test_y_M, np.inf), train_error=np.inf)
         return
-    lower = sorted((rate for rate in tuned.trials if rate <= tuned.rate), reverse=True)[: RETREATS + 1]
-    for rate in lower:
-        found = [fitted(data[s], (config.seed + s, i), rate) for s, i in replicas]
-        kept = rate == lower[-1] or not any(trial.lost for _, trial in found)
+    attempts: dict[float, list[tuple[np.ndarray, Trial]]] = {}
+
+    def reported(rate: float) -> list[tuple[np.ndarray, Trial]]:
+        attempts[rate] = [fitted(data[s], (config.seed + s, i), rate) for s, i in replicas]
+        return attempts[rate]
+
+    kept, _ = settle(tuned, reported, lambda replica: replica[1].lost)
+    for rate, found in attempts.items():
         for (s, i), (outputs, trial) in zip(replicas, found, strict=True):
             words = {"train_error": trial.train_error, "rate": rate, "stable": tuned.largest_stable}
-            add((config.seed + s, i), "R4" if kept else "retreat", data[s], outputs, **words)
-        if kept:
-            break
+            add((config.seed + s, i), "R4" if rate == kept else "retreat", data[s], outputs, **words)
 
 
 def _of_kernel(config, data: Sequence[Regression], replicas, rungs: str, matched, unmatched, add) -> None:
