@@ -53,16 +53,17 @@ QUESTIONS = {
     "Q2": Question(
         "Is a merge's difference to the sum one of expressivity or of optimisation?",
         "cause",
-        "gate|interaction|initial bias|.*blocks, width",
+        "difference at matched|gate|interaction|initial bias|recipe on|.*blocks, width",
         {
+            "scale": "Test error by the scale of the net's own output, alpha sqrt(K), all merges on one axis; 95 % CI",
+            "rates": "Test error on the tuning splits by learning rate, with and without LayerNorm and clipping",
             "decomposition": "The difference to the sum, step by step: from the kernel at initialisation to the net "
             "with the standard recipe; mean and 95 % CI",
             "interaction": "Whether a merge's difference depends on the degree of the target: degree 3 less degree 2",
-            "laziness": "Error less that of the sum over alpha: the larger, the lazier the nets",
             "": "Interventions on the product: each one's difference to the sum beside that of the plain product",
         },
         Excerpt(
-            "Error less that of the sum under the standard recipe, in the target's mean square (two blocks, width 128)",
+            "Error less that of the sum by the standard recipe, clipped, in the target's mean square (two blocks, width 128)",
             "_differences",
             ("task", "merge"),
             {"mean": Value("difference"), "lost": Value("pairs lost")},
@@ -141,7 +142,8 @@ QUESTIONS = {
         "degree",
         "samples|speed|mean degree",
         {
-            "needed": "Samples for an error of .5, by the target's degree: infinitely wide kernel and net",
+            "needed": "Samples for an error of .5, by the target's degree: infinitely wide kernel, and nets with and "
+            "without clipping",
             "curves": "Test error over the number of samples, by degree",
             "speed": "Training error over the course, less that of the sum, by degree",
             "energy": "Degree of the learned functions along lines through the data",

@@ -6,6 +6,8 @@ import shlex
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 from test_models import BEYOND_ADD
 
@@ -80,6 +82,19 @@ def test_the_examples_run(registries, tmp_path, monkeypatch):
     added = run(adding, {})["get_config"]()
     config.check(added)
     assert added.model.merge == "mul_half" and MERGES["mul_half"].combine(2.0, 1.0) == 3.0
+
+
+def test_the_example_of_a_fair_comparison_runs():
+    names = {}
+    for code in blocks(ROOT / "docs/fair_comparison.md", "python"):
+        with jax.numpy_rank_promotion("allow"):  # the reader's own nets
+            run(code, names)
+    table = names["table"]
+    assert (
+        table["lost"].eq(0).all()
+        and np.isfinite(table.loc["product", ["difference", "difference_low", "p_holm"]]).all()
+    )
+    assert names["alpha_of_product"] ** 2 * names["kernels"]["product"] == pytest.approx(names["kernels"]["sum"])
 
 
 def test_readme_has_every_merge_as_it_is_registered():
