@@ -36,6 +36,7 @@ PAPER: dict[str, tuple[str, ...]] = {  # study -> the command lines that make re
     ),
     "cause": (
         "--out=results/cause/cause",
+        "--designs=axes --out=results/cause/axes",
         "--designs=battery --out=results/cause/battery",
         "--designs=digits --out=results/cause/digits",
         "--designs=cifar100 --merges=mul,gate_sig --seeds=4 --inits=1 --out=results/cause/cifar100",

@@ -63,7 +63,7 @@ QUESTIONS = {
             "": "Interventions on the product: each one's difference to the sum beside that of the plain product",
         },
         Excerpt(
-            "Error less that of the sum by the standard recipe, clipped, in the target's mean square (two blocks, width 128)",
+            "Error less that of the sum by the clipped recipe, in the target's mean square (two blocks, width 128)",
             "_differences",
             ("task", "merge"),
             {"mean": Value("difference"), "lost": Value("pairs lost")},
