@@ -99,6 +99,11 @@ def with_own(merges: str, launcher: launchers.Launcher) -> str:
     return ",".join(own.get(word, word) for word in words)
 
 
+def rederived(out: str | Path) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+    """The tables that follow from the rows in OUT.csv, by suffix, and no verdicts."""
+    return {"_differences": tables.differences(tables.unrounded(tables.read_csv(f"{out}.csv")), baseline=BASELINE)}, {}
+
+
 def draw(out: str | Path) -> list[Path]:
     """Draws the figure of OUT_differences.csv."""
     return figures.forest(tables.read_csv(f"{out}_differences.csv"), out, BASELINE)

@@ -252,6 +252,11 @@ def derived(seen: Mapping[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame], 
     return found | {"_zeros": signal_tables.zeros(zeros)}, said
 
 
+def rederived(out: str | Path) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+    """What is `derived` from the tables OUT*.csv."""
+    return derived(tables.written(out, "_rows", "_stacks", "_activity", "_losses"))
+
+
 def draw(out: str | Path) -> list[Path]:
     """Draws the figures of the tables OUT*.csv."""
     read = tables.written(out, "_blocks", "_literal", "_stacks", "_zeros")
