@@ -276,9 +276,8 @@ def equivalences(equivalence: pd.DataFrame, path: str | os.PathLike, dataset: st
             axes.set(title=INPUTS[name], xlabel="another class (%)")
         panels[0].set_yticks(range(len(merges)), merges)
         panels[0].set_ylim(len(merges) - 0.4, -0.6)
-        figure.suptitle(
-            f"{dataset}, {WITHOUT}: inputs on which two nets differ; 95 % CI, {seeds(rows['n'])}", fontsize=8
-        )
+        ci = "95 % CI, " if rows["disagreement_low"].notna().any() else ""
+        figure.suptitle(f"{dataset}, {WITHOUT}: inputs on which two nets differ; {ci}{seeds(rows['n'])}", fontsize=8)
         legend(figure, {words: (marker, GREY, fill) for words, (_, marker, fill) in kinds.items()})
         return saved(figure, path)
 
