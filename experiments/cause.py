@@ -30,6 +30,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -213,12 +214,24 @@ def _cell(args: argparse.Namespace, part: Part, task: str, width: int, blocks: i
     }  # fmt: skip
     cells.refuse(args, entries.keys() - {"epochs"} | changes.keys())
     config = cells.config(args, "digits", merge, **entries | changes)
+    rungs = part.rungs if _has_infinite_kernel(merge) else part.rungs.replace("0", "")
     options = {
-        "rungs": part.rungs, "test": part.test, "inits": part.inits or args.inits, "alphas": part.alphas,
+        "rungs": rungs, "test": part.test, "inits": part.inits or args.inits, "alphas": part.alphas,
         "unmatched": part.unmatched, "rates": args.rates, "allow_edge": args.allow_edge, "target": target,
     }  # fmt: skip
     about = {"task": task, "n": part.n, "blocks": blocks, "width": width, "merge": merge, "arm": ""}
     return Cell(about, config, options)
+
+
+@cache
+def _has_infinite_kernel(merge: str) -> bool:
+    from resjax.ntk.infinite import merge_kernel
+
+    try:
+        merge_kernel(merge, 1, norm="ln")
+    except ConfigError:
+        return False
+    return True
 
 
 def rows_of(asked: Mapping[str, Cell], found: Mapping[str, Mapping[str, list[dict]]]) -> pd.DataFrame:
