@@ -5,6 +5,7 @@
   python -m experiments.cause --designs=axes --out=results/cause/axes                  # other widths and depths
   python -m experiments.cause --designs=digits,cifar10 --out=results/cause/images --launcher=submitit
   python -m experiments.cause --designs=battery --out=results/cause/battery
+  python -m experiments.cause --designs=rates --out=results/cause/rates
 
 Every task is learned five times with the same weights, points and batches: by the infinitely wide net's kernel (R0), by
 the net's own kernel (R1), linearised (R2), by the net itself (R3, at several scales of laziness, matched over merges),
@@ -31,13 +32,14 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from experiments import cells, launchers, measuring
+from experiments import cause_rates, cells, launchers, measuring
 from experiments.cause_battery import ARMS
 from experiments.cause_battery import table as battery
 from resjax import config as config_lib
@@ -73,7 +75,7 @@ class Part:
     recipes: tuple[str, ...] = ("",)
 
 
-ALONE = ("axes", "battery")  # designs with tables of their own
+ALONE = ("axes", "battery", "rates")  # designs with tables of their own
 RECIPES = {  # name of the arm -> changes of the config
     "": {},
     "no clipping": {"optimizer.clip_norm": 0.0},
@@ -137,7 +139,9 @@ def main(argv: Sequence[str] | None = None, measure: measuring.Measure | None = 
     try:
         launcher = launchers.chosen(args)
         asked = configurations(args)
-        if measure is None:
+        if args.designs == "rates":
+            measure = measure or cause_rates.measure
+        elif measure is None:
             from resjax.ntk.rungs import measure
         launcher = measuring.over_cores(launcher, small=args.smoke)
         first: dict[tuple, str] = {}
@@ -149,7 +153,8 @@ def main(argv: Sequence[str] | None = None, measure: measuring.Measure | None = 
             raise ConfigError("nothing could be measured; the reasons stand above")
         found = {label: measured[first[cell.key]] for label, cell in asked.items() if first[cell.key] in measured}
         header = cells.header_of_measured(MODULE, argv, time.monotonic() - began)
-        for path in report(rows_of(asked, found), args.out, header, console):
+        made = _report_rates if args.designs == "rates" else report
+        for path in made(rows_of(asked, found), args.out, header, console):
             print(path)
     except (ConfigError, KeyboardInterrupt) as error:
         return cells.exit_code(error)
@@ -174,10 +179,10 @@ def configurations(args: argparse.Namespace) -> dict[str, Cell]:
     for name in args.designs.split(","):
         if name in ALONE and args.designs != name:
             raise ConfigError(f"--designs={args.designs}: {name} goes alone, its tables are others")
-        if name == "battery":
-            found |= _battery(args)
+        if name in OTHERS:
+            found |= OTHERS[name](args)
         elif name not in DESIGNS:
-            raise ConfigError(f"--designs: unknown {name!r}; choose from {', '.join(DESIGNS)}, battery")
+            raise ConfigError(f"--designs: unknown {name!r}; choose from {', '.join([*DESIGNS, *OTHERS])}")
         for part in DESIGNS.get(name, ()):
             some = [merge for merge in merges if merge in (part.merges or merges)]
             plan = itertools.product(part.tasks, part.recipes, part.widths, part.blocks, some)
@@ -206,6 +211,23 @@ def _battery(args: argparse.Namespace) -> dict[str, Cell]:
     return found
 
 
+def _at_equal_rates(args: argparse.Namespace) -> dict[str, Cell]:
+    """The core merges at every rate of `cause_rates.RATES`, at degrees 3 and 4."""
+    from resjax.models.merges import MERGES
+
+    merges, found = dict.fromkeys([BASELINE, *cells.merges(args.merges, MERGES)]), {}
+    part = Part((_CONTRAST[0], "cube10_degree4"))
+    for task, (arm, rates), merge in itertools.product(part.tasks, cause_rates.RATES.items(), merges):
+        cell = _cell(args, part, task, 128, 2, merge, **RECIPES[arm])
+        found[", ".join(filter(None, [merge, task, arm]))] = replace(
+            cell, about={**cell.about, "arm": arm}, options={"test": part.test, "rates": rates}
+        )
+    return found
+
+
+OTHERS = {"battery": _battery, "rates": _at_equal_rates}  # designs of other cells
+
+
 def _cell(args: argparse.Namespace, part: Part, task: str, width: int, blocks: int, merge: str, **changes) -> Cell:
     dataset, _, target = task.partition(":")
     entries = {
@@ -216,12 +238,24 @@ def _cell(args: argparse.Namespace, part: Part, task: str, width: int, blocks: i
     }  # fmt: skip
     cells.refuse(args, entries.keys() - {"epochs"} | changes.keys())
     config = cells.config(args, "digits", merge, **entries | changes)
+    rungs = part.rungs if _has_infinite_kernel(merge) else part.rungs.replace("0", "")
     options = {
-        "rungs": part.rungs, "test": part.test, "inits": part.inits or args.inits, "alphas": part.alphas,
+        "rungs": rungs, "test": part.test, "inits": part.inits or args.inits, "alphas": part.alphas,
         "unmatched": part.unmatched, "rates": args.rates, "allow_edge": args.allow_edge, "target": target,
     }  # fmt: skip
     about = {"task": task, "n": part.n, "blocks": blocks, "width": width, "merge": merge, "arm": ""}
     return Cell(about, config, options)
+
+
+@cache
+def _has_infinite_kernel(merge: str) -> bool:
+    from resjax.ntk.infinite import merge_kernel
+
+    try:
+        merge_kernel(merge, 1, norm="ln")
+    except ConfigError:
+        return False
+    return True
 
 
 def rows_of(asked: Mapping[str, Cell], found: Mapping[str, Mapping[str, list[dict]]]) -> pd.DataFrame:
@@ -229,9 +263,9 @@ def rows_of(asked: Mapping[str, Cell], found: Mapping[str, Mapping[str, list[dic
     frames = [pd.DataFrame(of_cell["rows"]).assign(**asked[label].about) for label, of_cell in found.items()]
     table = pd.concat(frames, ignore_index=True)
     numbers = ["alpha", "own_alpha", "kernel", "error", "train_error", "steps", "moved", "rate", "stable"]
-    return table.astype(dict.fromkeys(numbers, float))[
-        [*cause.SETTING, "arm", "merge", "split", "init", "rung", *numbers]
-    ]
+    table = table.astype(dict.fromkeys(set(numbers) & set(table), float))
+    columns = [*cause.SETTING, "arm", "merge", "split", "init", "rung", *numbers]
+    return table[[column for column in columns if column in table]]
 
 
 def report(rows: pd.DataFrame, out: str, header: dict[str, str], console: Console) -> list[Path]:
@@ -241,13 +275,14 @@ def report(rows: pd.DataFrame, out: str, header: dict[str, str], console: Consol
     ladder = rows[rows["arm"] == ""]
     D = cause.differences(ladder, BASELINE)
     wide = cause.by_rung(D)
+    gates = cause.gate(ladder)
     written = {
         "": rows[rows["rung"] != "tuning"],
         "_tuning": _tuning(rows),
-        "_differences": cause.estimates(wide),
+        "_differences": cause.estimates(wide, gates),
         "_scale": cause.by_scale(ladder, D),
         "_stability": stability.table(rows, BASELINE),
-        "_gate": cause.gate(ladder),
+        "_gate": gates,
     }
     if set(_CONTRAST) <= set(D["task"]):
         written["_interaction"] = cause.interaction(wide, *_CONTRAST)
@@ -265,6 +300,8 @@ def draw(out: str | Path) -> list[Path]:
     read = tables.written(out, "_differences", "_scale", "_interaction", "_tuning")
     if "supports" in read[""]:
         return cause_figures.battery(read[""], out)
+    if "median" in read[""]:  # at equal rates
+        return []
     paths = cause_figures.decomposition(read["_differences"], f"{out}_decomposition")
     paths += cause_figures.by_scale(read["_scale"], f"{out}_scale")
     paths += cause_figures.by_rate(read["_tuning"], f"{out}_rates")
@@ -286,6 +323,15 @@ def _report_battery(rows: pd.DataFrame, out: str, header: dict[str, str], consol
     paths = [tables.write_csv(arms, f"{out}.csv", header)]
     paths.append(tables.write_csv(_tuning(rows), f"{out}_tuning.csv", header))
     return paths + draw(out)
+
+
+def _report_rates(rows: pd.DataFrame, out: str, header: dict[str, str], console: Console) -> list[Path]:
+    found = cause_rates.table(rows)
+    sentences = cause_rates.sentences(found)
+    for name, text in sentences.items():
+        console.print(f"\n{name}: {text}", markup=False, highlight=False)
+    header = header | sentences
+    return [tables.write_csv(table, f"{out}{name}.csv", header) for name, table in {"": found, "_nets": rows}.items()]
 
 
 def _tuning(rows: pd.DataFrame) -> pd.DataFrame:

@@ -35,7 +35,8 @@ PAPER: dict[str, tuple[str, ...]] = {  # study -> the command lines that make re
         " --epochs=6 --set eval_every=6 --tune --tune_factors=1,4 --tune_epochs=2 --out=results/compare_cifar",
     ),
     "cause": (
-        "--out=results/cause/cause",
+        "--designs=cube --out=results/cause/cause",
+        "--designs=rates --out=results/cause/rates",
         "--designs=axes --out=results/cause/axes",
         "--designs=battery --out=results/cause/battery",
         "--designs=digits --out=results/cause/digits",

@@ -8,7 +8,7 @@ import pytest
 
 from experiments import cause as study
 from experiments import cause_battery as battery
-from experiments import cells, measuring
+from experiments import cause_rates, cells, measuring
 from resjax import config as config_lib
 from resjax import stats
 from resjax.analysis import cause
@@ -101,7 +101,9 @@ def test_differences_that_count_are_corrected_and_of_some_size():
     assert found.loc["D4", "differs"].to_dict() == {"a": True, "b": False, "c": False}  # b is told from 0, but small
     assert (found.loc["D4", "p_holm"] >= found.loc["D4", "p"]).all() and found.loc[("D4", "b"), "p_holm"] < 0.05
     said = cause.sentences(found.reset_index(), judged(*tables).reset_index(), None, cause.gate(pd.concat(tables)))
-    assert said["difference at matched stability"].startswith("1 of 3 cells differ (p < .05 after Holm, at least 0.02)")
+    assert said["difference at matched stability"].startswith(
+        "1 of 3 cells differ (p < .05 after Holm, at least 0.02), 2 have"
+    )
 
 
 def test_a_setting_whose_lazy_nets_do_not_follow_their_kernel_counts_for_nothing():
@@ -289,6 +291,35 @@ def test_the_study_writes_its_tables_and_figures(tmp_path, monkeypatch, capsys):
     assert len(list(tmp_path.glob("out_*.png"))) == 5
     text = " ".join(capsys.readouterr().out.split())
     assert "mul: D4 -0.100 [-0.1" in text and "interaction at n 64, 2 blocks, width 16" in text
+
+
+def test_merges_at_equal_rates(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(measuring, "workers", lambda: 1)
+
+    def at_rates(config, workdir, *, test, rates):
+        low = 0.1 if config.model.merge == "mul" else 0.2
+        errors = {float(rate): np.inf if float(rate) > low else 0.5 - float(rate) for rate in rates.split(",")}
+        return {"rows": [
+            {"split": s, "init": 0, "rate": rate, "error": error + s, "train_error": error}
+            for rate, error in errors.items() for s in range(4)
+        ]}  # fmt: skip
+
+    argv = ["--designs=rates", "--merges=mul", f"--workdir={tmp_path / 'runs'}", f"--out={tmp_path / 'out'}"]
+    assert study.main(argv, at_rates) == 0
+    table = pd.read_csv(tmp_path / "out.csv", comment="#").fillna({"arm": ""})
+    table = table[table["task"] == "cube10_degree3"].set_index(["arm", "rate", "merge"])
+    assert table.loc[("", 0.1, "mul"), ["mean", "D", "lost"]].tolist() == pytest.approx([1.9, 0, 0])
+    assert table.loc[("", 0.2, "mul"), "lost"] == 4 and np.isnan(table.loc[("", 0.2, "mul"), "mean"])
+    assert "no clipping, rate 0.1: add median 1.900; mul median 1.900, D +0.000" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_the_recipe_at_one_rate_is_that_of_the_ladder(climbed):
+    config = tiny("mul", epochs=30)
+    found = pd.DataFrame(cause_rates.measure(config, "", test=30, rates="0.1")["rows"]).set_index("split")
+    ladder = climbed[(climbed["rung"] == "R4") & (climbed["init"] == 0)].set_index("split")
+    np.testing.assert_allclose(found[["error", "train_error"]], ladder[["error", "train_error"]], rtol=1e-5)
 
 
 def battery_rows(**D):

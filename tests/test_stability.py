@@ -27,6 +27,8 @@ def rows(errors):
 @pytest.fixture
 def table():
     made_up = rows({("", "add"): 0.5, ("", "mul"): 0.5, ("no clipping", "add"): 0.5, ("no clipping", "mul"): 0.2})
+    retreat = made_up[(made_up["merge"] == "mul") & (made_up["arm"] == "") & (made_up["rung"] == "R4")]
+    made_up = pd.concat([made_up, retreat.assign(rung="retreat", rate=0.2, error=np.inf)])
     lost = rows({("no norm", "add"): 0.5, ("no norm", "mul"): 0.5})
     lost.loc[(lost["merge"] == "mul") & (lost["split"] == 1) & (lost["init"] == 1), "train_error"] = 0.7
     return pd.concat([made_up, lost])
@@ -38,6 +40,7 @@ def test_differences_by_recipe_and_lost_nets(table):
     assert found.loc[("no norm", "mul"), ["mean", "D"]].isna().all()
     assert found.loc[("no norm", "mul"), ["lost", "D_lost"]].tolist() == [1, 1]
     assert found[["rate", "stable", "tried_low", "tried_high"]].eq([0.1, 0.2, 0.1, 0.2]).all(axis=None)
+    assert found["picked"].to_dict() == {key: 0.2 if key == ("", "mul") else 0.1 for key in found.index}
     assert found.loc[("", "add"), ["splits", "mean"]].tolist() == pytest.approx([4, 0.655])
 
 

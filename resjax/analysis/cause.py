@@ -80,12 +80,17 @@ def by_rung(D: pd.DataFrame) -> pd.DataFrame:
     return wide.reindex(columns=RUNGS)
 
 
-def estimates(wide: pd.DataFrame) -> pd.DataFrame:
+def estimates(wide: pd.DataFrame, gates: pd.DataFrame | None = None) -> pd.DataFrame:
     """Mean and interval of every D and every term.
 
     Columns: SETTING, merge, quantity, mean, ci_low, ci_high, p, splits, pairs, lost, p_holm, differs. A quantity is
     "D0" to "D4", "D3u", or a name of TERMS; mean to p are nan where a pair is lost. p_holm is adjusted over the tasks
-    and merges of equal size; `differs` says whether it is below .05 and the mean at least `LEAST`.
+    and merges of equal size, for every quantity by itself; `differs` says whether it is below .05 and the mean at least
+    `LEAST`. A setting that failed the gate has no p: it counts for nothing.
+
+    Args:
+      wide: of `by_rung`.
+      gates: of `gate`; None: all settings count.
     """
     out = []
     for key, group in wide.groupby([*SETTING, "merge"], sort=False):
@@ -93,6 +98,10 @@ def estimates(wide: pd.DataFrame) -> pd.DataFrame:
         for name, values in quantities.items():
             out.append(dict(zip([*SETTING, "merge"], key, strict=True)) | {"quantity": name} | interval(values))
     found = pd.DataFrame(out)
+    if gates is not None:
+        at = [*SETTING, "merge"]
+        failed = pd.MultiIndex.from_frame(gates.loc[gates["follows"] == "nothing", at])
+        found["p"] = found["p"].mask(pd.MultiIndex.from_frame(found[at]).isin(failed))
     families = found.groupby(["n", "blocks", "width", "quantity"], sort=False)["p"]
     found["p_holm"] = families.transform(lambda p: pd.Series(stats.holm(list(p)), p.index, float))
     found["differs"] = (found["p_holm"] < 0.05) & (found["mean"].abs() >= LEAST)
@@ -105,7 +114,7 @@ def terms(wide: pd.DataFrame) -> dict[str, pd.Series]:
 
 
 def interaction(wide: pd.DataFrame, high: str, low: str) -> pd.DataFrame:
-    """[merge - add] on task `high` minus the same on `low`, at every rung: no rate or scale can fake it."""
+    """[merge - add] on task `high` minus the same on `low`, at every rung."""
     out = []
     index = wide.index.names
     a, b = (wide.xs(task, level="task") for task in (high, low))
@@ -318,9 +327,12 @@ def _claims(found: pd.DataFrame) -> dict[str, str]:
     for quantity, name in (("D3", "scale"), ("D4", "stability")):
         own = sized[sized["quantity"] == quantity]
         said = [f"{row['merge']} on {row['task']} {in_words(row)}" for row in own[own["differs"]].to_dict("records")]
-        lost = int((own["lost"] > 0).sum())
+        lost, counted = int((own["lost"] > 0).sum()), own[own["p"].notna()]
+        within = ((counted["ci_low"] > -LEAST) & (counted["ci_high"] < LEAST)).sum()
+        counts = f"{within} have an interval within {LEAST:g} of 0, {lost} are not interpretable"
+        failed = f"{len(own) - len(counted) - lost} more failed the gate"
         out[f"difference at matched {name}"] = (
-            f"{len(said)} of {len(own)} cells differ (p < .05 after Holm, at least {LEAST:g}), {lost} not interpretable"
+            f"{len(said)} of {len(counted)} cells differ (p < .05 after Holm, at least {LEAST:g}), {counts}; {failed}"
             + (f": {'; '.join(said)}" if said else "")
         )
     return out

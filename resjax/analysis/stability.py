@@ -12,11 +12,11 @@ from resjax.analysis.cause import PAIR, SETTING, in_words, interval, lost_nets
 
 
 def table(rows: pd.DataFrame, baseline: str = "add") -> pd.DataFrame:
-    """R4 by setting, recipe and merge: arm, merge, rate, stable, tried_*, mean, ci_*, lost, D, D_low, D_high, D_lost.
+    """R4 by setting, recipe and merge: arm, merge, picked, rate, stable, tried_*, mean, ci_*, lost, D, D_*.
 
-    rate is the one used, stable the largest up to which no tuning replica was lost, tried_low and tried_high the ends
-    of what was tried. mean is the error, D its difference to the baseline's, each with its interval; nan where a net is
-    lost.
+    picked is the rate chosen on the tuning replicas, rate the one used: lower where a reported net was lost at it.
+    stable is the largest at which no tuning replica was lost; tried_low and tried_high are the ends of what was tried.
+    mean is the error, D its difference to the baseline's, each with its interval; nan where a net is lost.
 
     Args:
       rows: of `resjax.ntk.rungs`, with SETTING, arm (the recipe) and merge.
@@ -24,12 +24,17 @@ def table(rows: pd.DataFrame, baseline: str = "add") -> pd.DataFrame:
     """
     at = [*SETTING, "arm", "merge"]
     tried = {key: own["rate"] for key, own in rows[rows["rung"] == "tuning"].groupby(at, sort=False)}
+    picked = rows[rows["rung"].isin(["R4", "retreat"])].groupby(at, sort=False)["rate"].max()
     nets = rows[rows["rung"] == "R4"]
     nets = nets.assign(error=nets["error"].mask(lost_nets(nets)))
     errors = {key: own.set_index(PAIR)["error"] for key, own in nets.groupby(at, sort=False)}
     out = []
     for key, own in nets.groupby(at, sort=False):
-        row = dict(zip(at, key, strict=True)) | {"rate": own["rate"].iloc[0], "stable": own["stable"].iloc[0]}
+        row = dict(zip(at, key, strict=True)) | {
+            "picked": picked[key],
+            "rate": own["rate"].iloc[0],
+            "stable": own["stable"].iloc[0],
+        }
         row |= {"tried_low": tried[key].min(), "tried_high": tried[key].max()} | _without_p(interval(errors[key]))
         base = errors.get((*key[:-1], baseline))
         if key[-1] != baseline and base is not None:
