@@ -5,14 +5,15 @@
   python -m experiments.compare --merges=add,mul,configs/mine.py    # a config file with a merge of one's own
 
 Every merge is compared with `add` on the same seeds: mean paired difference in overall accuracy (OA) on the
-test set after the final epoch, its 95 % BCa interval, and a sign-flip p-value with Holm's correction over the
-merges of a data set. Diverged replicas are left out, and counted. With k merges and n seeds no corrected p
+test set after the final epoch, its 95 % Student's t interval, and a sign-flip p-value with Holm's correction over
+the merges of a data set. Diverged replicas are left out, and counted. With k merges and n seeds no corrected p
 falls below k * 2 / 2^n: the seven merges of the core need nine seeds to get below .05.
 
 --tune gives every merge the same budget of learning rates. Picked is the highest mean validation accuracy
 (ties: the lowest validation loss) among the rates with the fewest diverged replicas. 10 % of the training set
 validate, the replicas have other seeds than the final ones, and the test set has no say. The final runs use
-the picked rate and the whole training set.
+the picked rate and the whole training set. A rate that ends its grid is no optimum: the grid goes on in its own
+ratio until the best lies inside. If four more rates don't do it, the study fails, unless --allow_edge is given.
 
 Writes OUT.csv (a row per cell and seed), OUT_differences.csv, OUT_tuning.csv, OUT.png and OUT.pdf.
 Exit code 1: a cell failed; 2: bad input, in one line; 128 + n: stopped by signal n.
@@ -22,7 +23,7 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -45,6 +46,7 @@ SMOKE = {  # an mlp compiles in a third of the time
 }  # fmt: skip
 VALIDATION = 0.1  # share of the training set, while tuning
 TUNING_SEED = 1000  # offset of the tuning replicas' seeds: who is picked for a lucky seed must not report it
+EXTENSIONS = 4  # how often a grid goes on beyond its end, for each data set and merge
 TUNING_COLUMNS = ("validation_accuracy", "validation_loss")  # all that a choice may look at
 
 Configs = dict[tuple[str, str], ConfigDict]  # (data set, merge) -> config
@@ -68,6 +70,7 @@ def main(argv: Sequence[str] | None = None, train: cells.Train | None = None, re
         if args.tune:
             tuned = tune(args, configs, run)
             tuning = tuning_table(tuned)
+            refuse_edges(tuning, console, allowed=args.allow_edge)
             configs = {(d, m): picked(args, d, m, tuning, console) for d, m in configs}
         outcomes = run({f"{d}, {m}": c for (d, m), c in configs.items()})
     except (ConfigError, KeyboardInterrupt) as error:
@@ -96,6 +99,11 @@ def with_own(merges: str, launcher: launchers.Launcher) -> str:
     return ",".join(own.get(word, word) for word in words)
 
 
+def rederived(out: str | Path) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+    """The tables that follow from the rows in OUT.csv, by suffix, and no verdicts."""
+    return {"_differences": tables.differences(tables.unrounded(tables.read_csv(f"{out}.csv")), baseline=BASELINE)}, {}
+
+
 def draw(out: str | Path) -> list[Path]:
     """Draws the figure of OUT_differences.csv."""
     return figures.forest(tables.read_csv(f"{out}_differences.csv"), out, BASELINE)
@@ -112,30 +120,56 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     group.add_argument("--tune_seeds", type=int, default=2, metavar="N", help="per rate; %(default)s")
     group.add_argument("--tune_epochs", type=int, metavar="N", help="per rate; as the final runs")
+    group.add_argument("--allow_edge", action="store_true", help="a picked rate may end its grid; else that fails")
     return p
 
 
 def tune(
     args: argparse.Namespace, configs: Configs, run: Callable[[Mapping[str, ConfigDict]], list[cells.Outcome]]
 ) -> list[cells.Outcome]:
-    """Runs every (data set, merge) at every rate, on what validation leaves of the training set."""
-    tried = {}
-    for (dataset, merge), c in configs.items():
-        for factor in args.tune_factors:
-            rate = float(f"{c.optimizer.learning_rate * factor:.6g}")  # .3, not .30000000000000004
-            entries = {
-                "optimizer.learning_rate": rate,
-                "dataset.validation": VALIDATION,
-                "seed": c.seed + TUNING_SEED,
-                "seeds": args.tune_seeds,
-                "epochs": args.tune_epochs or c.epochs,
-            }
-            tried[f"tuning {dataset}, {merge}, rate {rate:g}"] = cells.config(args, dataset, merge, **entries)
-    return run(tried)
+    """Runs every (data set, merge) at every rate, on what validation leaves of the training set; then, EXTENSIONS times
+    at most, at the next rate those whose best ends the grid.
+    """
+    if len(set(args.tune_factors)) < 2:
+        raise ConfigError("--tune_factors: one rate is no grid")
+    found: dict[tuple[str, str], dict[float, cells.Outcome]] = {key: {} for key in configs}
+    todo = {
+        key: [float(f"{c.optimizer.learning_rate * factor:.6g}") for factor in args.tune_factors]  # .3, not .3000...04
+        for key, c in configs.items()
+    }
+    for _ in range(1 + EXTENSIONS):
+        tried = {(*key, rate): _tried(args, configs[key], *key, rate) for key, rates in todo.items() for rate in rates}
+        outcomes = run({f"tuning {d}, {m}, rate {rate:g}": c for (d, m, rate), c in tried.items()})
+        for (dataset, merge, rate), outcome in zip(tried, outcomes, strict=True):
+            found[dataset, merge][rate] = outcome
+        best = {key: pick(cells.table(list(own.values()))) for key, own in found.items()}
+        more = {key: beyond(found[key], rate) for key, rate in best.items() if rate is not None}
+        todo = {key: [rate] for key, rate in more.items() if rate is not None}
+        if not todo:
+            break
+    return [own[rate] for own in found.values() for rate in sorted(own)]
+
+
+def _tried(args: argparse.Namespace, c: ConfigDict, dataset: str, merge: str, rate: float) -> ConfigDict:
+    entries = {
+        "optimizer.learning_rate": rate,
+        "dataset.validation": VALIDATION,
+        "seed": c.seed + TUNING_SEED,
+        "seeds": args.tune_seeds,
+        "epochs": args.tune_epochs or c.epochs,
+    }
+    return cells.config(args, dataset, merge, **entries)
+
+
+def beyond(grid: Iterable[float], rate: float) -> float | None:
+    """The next rate of a grid beyond the end that `rate` is, in the ratio of the last two; None if it lies inside."""
+    rates = sorted(grid)
+    ends = {rates[0]: rates[1], rates[-1]: rates[-2]}  # end -> the one beside it
+    return float(f"{rate * rate / ends[rate]:.3g}") if rate in ends else None
 
 
 def tuning_table(tuned: Sequence[cells.Outcome]) -> pd.DataFrame:
-    """All that was tried: a row per (data set, merge, rate, seed); `at_edge`: the pick ends the grid."""
+    """All that was tried: a row per (data set, merge, rate, seed); `at_edge`: the pick ends all that was tried."""
     about = ["dataset", "merge", "learning_rate", "epochs", "hash", "seed", "status", "reason"]
     tried = cells.table(tuned)[[*about, *TUNING_COLUMNS]]
     tried["picked"] = tried["at_edge"] = False
@@ -154,19 +188,27 @@ def pick(rows: pd.DataFrame) -> float | None:
     return None if best_first.empty else float(best_first.index[0])
 
 
+def refuse_edges(tuning: pd.DataFrame, console: Console, *, allowed: bool) -> None:
+    """Raises ConfigError if a pick ends its grid, however far that went; says so if it is `allowed`."""
+    rows = tuning[tuning["picked"] & tuning["at_edge"]].drop_duplicates(["dataset", "merge"])
+    if rows.empty:
+        return
+    where = "; ".join(f"{row.dataset}, {row.merge}: rate {row.learning_rate:g}" for row in rows.itertuples())
+    text = f"at the edge of the grid, extended {EXTENSIONS} times: {where}"
+    if not allowed:
+        raise ConfigError(f"--tune: {text}; choose other --tune_factors, or --allow_edge")
+    console.print(f"warning: {text}", style="yellow", highlight=False, markup=False)
+
+
 def picked(args: argparse.Namespace, dataset: str, merge: str, tuning: pd.DataFrame, console: Console) -> ConfigDict:
-    """The final config of a cell; says where the budget did not suffice."""
+    """The final config of a cell; says where no rate gave a result."""
     config = cells.config(args, dataset, merge)
     label = tables.config_columns(config)["dataset"]
     rows = tuning[(tuning["dataset"] == label) & (tuning["merge"] == merge) & tuning["picked"]]
-    where = f"{dataset}, {merge}"
     if rows.empty:
-        console.print(f"warning: {where}: no rate gave a result; the config's is used", style="yellow")
+        console.print(f"warning: {dataset}, {merge}: no rate gave a result; the config's is used", style="yellow")
         return config
     rate = float(rows["learning_rate"].iloc[0])
-    if rows["at_edge"].any():
-        text = f"warning: {where}: rate {rate:g} is at the edge of the grid; widen --tune_factors"
-        console.print(text, style="yellow", highlight=False)
     return cells.config(args, dataset, merge, **{"optimizer.learning_rate": rate})
 
 

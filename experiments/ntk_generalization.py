@@ -194,17 +194,29 @@ def report(
 ) -> list[Path]:
     """Prints the verdicts, and writes the tables and figures."""
     nets, regression, spectra = collect(outcomes, measured)
-    columns = racers(nets)
-    kernel_rows = list(filter(is_of_kernel, columns))
-    written = {"": nets, "_regression": regression, "_spectra": spectra}
-    for target, suffix in (("error", "_race"), ("generalization_gap", "_race_gap")):
-        result = race.race(nets, columns, target)
-        written[suffix] = result.assign(of_kernel=result["predictor"].map(is_of_kernel))
-        text = race.verdict(written[suffix], nets, kernel_rows, target)
-        header = header | {f"verdict on the {target.replace('_', ' ')}": text}
-        console.print(f"\n{target.replace('_', ' ')}: {text}", markup=False, highlight=False)
+    races, said = derived(nets)
+    for what, text in said.items():
+        console.print(f"\n{what}: {text}", markup=False, highlight=False)
+    written, header = {"": nets, "_regression": regression, "_spectra": spectra} | races, header | said
     paths = [tables.write_csv(table, f"{out}{suffix}.csv", header) for suffix, table in written.items()]
     return paths + draw(out)
+
+
+def derived(nets: pd.DataFrame) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+    """The races, by suffix, and their verdicts."""
+    columns = racers(nets)
+    races, said = {}, {}
+    for target, suffix in (("error", "_race"), ("generalization_gap", "_race_gap")):
+        result = race.race(nets, columns, target)
+        races[suffix] = result.assign(of_kernel=result["predictor"].map(is_of_kernel))
+        kernel_rows = list(filter(is_of_kernel, columns))
+        said[f"verdict on the {target.replace('_', ' ')}"] = race.verdict(result, nets, kernel_rows, target)
+    return races, said
+
+
+def rederived(out: str | Path) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+    """What is `derived` from the nets in OUT.csv."""
+    return derived(tables.unrounded(tables.read_csv(f"{out}.csv")))
 
 
 def draw(out: str | Path) -> list[Path]:

@@ -10,8 +10,9 @@ swept in the mlp, and the literal relu(s*f) of a post-activation ResNet is looke
 Q16: standard deviations forwards and backwards in plain stacks, by initialiser. Q18: zeros of ReLUs against units that
 are never active, in the only nets that this study trains and in plain stacks.
 
-Writes OUT_blocks.csv (a row per net and block), OUT.csv (a row per net), OUT_literal.csv, OUT_initialisers.csv,
-OUT_zeros.csv, and figures. Exit code 1: a cell failed; 2: bad input, in one line; 128 + n: stopped by signal n.
+Writes what was seen of every seed, OUT_rows.csv (a row per block), OUT_stacks.csv, OUT_activity.csv and OUT_losses.csv;
+means with intervals, OUT.csv (a row per net), OUT_blocks.csv, OUT_literal.csv, OUT_initialisers.csv and OUT_zeros.csv;
+and figures. Exit code 1: a cell failed; 2: bad input, in one line; 128 + n: stopped by signal n.
 """
 
 import argparse
@@ -89,7 +90,10 @@ def main(
         if not all(found.values()):
             raise ConfigError("too little could be measured; the reasons stand above")
         header = cells.header(MODULE, argv, outcomes, time.monotonic() - began)
-        for path in report(args, todo, found, header, console):
+        rows, stacks = rows_of(todo, found["signal"], found["safe"]), stacks_of(args.seeds)
+        seen = {"_rows": rows, "_stacks": stacks, "_activity": zero_rows(found, stacks)}
+        seen["_losses"] = losses_of(todo, found["untrained"])
+        for path in report(args.out, seen, header, console):
             print(path)
     except (ConfigError, KeyboardInterrupt) as error:
         return cells.exit_code(error)
@@ -155,13 +159,19 @@ def asked(todo: Mapping[str, Cell], outcomes: Sequence[cells.Outcome]) -> dict[s
     return {"signal": nets, "safe": swept, "untrained": literal | finished, "trained": finished}
 
 
-def rows_of(todo: Mapping[str, Cell], measured: Mapping[str, Mapping[str, list[dict]]]) -> pd.DataFrame:
-    """The measured rows of all cells, with what names a cell, the block's number, and predicted_* of theory."""
+Measured = Mapping[str, Mapping[str, list[dict]]]  # label -> table name -> rows
+
+
+def rows_of(todo: Mapping[str, Cell], measured: Measured, safe: Measured) -> pd.DataFrame:
+    """The measured rows of all cells, with what names a cell, the block's number, and of theory predicted_* and, where
+    a scale is swept, safe_depth.
+    """
     found = []
     for label, of_cell in measured.items():
         model, rows = todo[label].config.model, pd.DataFrame(of_cell["rows"])
         about = {name: model[name] for name in ("merge", "norm", "depth", "shortcut")}
         about |= {"part": todo[label].part, "scale": float("nan") if model.scale is None else model.scale}
+        about["safe_depth"] = safe[label]["rows"][0]["safe_depth"] if label in safe else None
         theory = pd.DataFrame(of_cell["theory"] or {"block": rows["block"].unique()}).set_index("block")
         rows = rows.join(theory.add_prefix("predicted_"), on="block")
         number = {block: i for i, block in enumerate(rows["block"].unique(), 1)}
@@ -201,38 +211,50 @@ def stacks_of(seeds: int) -> pd.DataFrame:
     return pd.concat(found, ignore_index=True)
 
 
-def report(
-    args: argparse.Namespace, todo: Mapping[str, Cell], found: Mapping, header: dict[str, str], console: Console
-) -> list[Path]:
-    """Prints the verdicts, and writes the tables and figures."""
-    rows, stacks = rows_of(todo, found["signal"]), stacks_of(args.seeds)
-    blocks, nets = signal_tables.blocks(rows), signal_tables.cells(signal_tables.per_seed(rows))
-    safe = {
-        tuple(todo[label].config.model[name] for name in ("merge", "norm", "scale")): of_cell["rows"][0]["safe_depth"]
-        for label, of_cell in found["safe"].items()
-    }
-    nets["safe_depth"] = [
-        safe.get(tuple(key)) if part == "scale" else None
-        for part, *key in nets[["part", "merge", "norm", "scale"]].itertuples(index=False)
+def losses_of(todo: Mapping[str, Cell], untrained: Measured) -> pd.DataFrame:
+    """Of the literal product: shortcut (the option), seed, loss and guessing."""
+    found = [
+        pd.DataFrame(of["losses"]).assign(shortcut=todo[k].config.model.shortcut)
+        for k, of in untrained.items()
+        if k in todo
     ]
-    losses = {
-        todo[k].config.model.shortcut: pd.DataFrame(of["losses"]) for k, of in found["untrained"].items() if k in todo
-    }
-    literal = blocks[blocks["part"] == "literal"]
-    ratios, zeros = signal_tables.ratios(stacks), zero_rows(found, stacks)
-    header |= {
+    return (
+        pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["seed", "loss", "guessing", "shortcut"])
+    )
+
+
+def report(out: str, seen: Mapping[str, pd.DataFrame], header: dict[str, str], console: Console) -> list[Path]:
+    """Prints the verdicts, and writes the tables and figures."""
+    found, said = derived(seen)
+    for name, text in said.items():
+        console.print(f"\n{name}: {text}", markup=False, highlight=False)
+    paths = [tables.write_csv(t, f"{out}{suffix}.csv", header | said) for suffix, t in (found | seen).items()]
+    return paths + draw(out)
+
+
+def derived(seen: Mapping[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+    """Suffix -> table with intervals, and the verdicts; from what was seen of every seed: `_rows` of `rows_of`,
+    `_stacks` of `stacks_of`, `_activity` of `zero_rows` and `_losses` of `losses_of`.
+    """
+    rows, zeros, losses = seen["_rows"], seen["_activity"], seen["_losses"]
+    blocks, nets = signal_tables.blocks(rows), signal_tables.cells(signal_tables.per_seed(rows))
+    theory = rows[[*signal_tables.CELL, "safe_depth"]].drop_duplicates()
+    nets = nets.merge(theory, how="left", on=signal_tables.CELL, validate="1:1")
+    literal, ratios = blocks[blocks["part"] == "literal"], signal_tables.ratios(seen["_stacks"])
+    said = {
         "Q3": signal_tables.verdict_gradients(nets),
         "theory": signal_tables.verdict_theory(nets),
-        "relu(s*f)": signal_tables.verdict_literal(literal, losses),
+        "relu(s*f)": signal_tables.verdict_literal(literal, dict(iter(losses.groupby("shortcut")))),
         "Q16": signal_tables.verdict_initialisers(ratios),
         "Q18": signal_tables.verdict_zeros(zeros),
     }
-    for name in ("Q3", "theory", "relu(s*f)", "Q16", "Q18"):
-        console.print(f"\n{name}: {header[name]}", markup=False, highlight=False)
-    written = {"": nets, "_blocks": blocks, "_literal": literal, "_initialisers": ratios}
-    written |= {"_stacks": stacks, "_zeros": signal_tables.zeros(zeros)}
-    paths = [tables.write_csv(table, f"{args.out}{suffix}.csv", header) for suffix, table in written.items()]
-    return paths + draw(args.out)
+    found = {"": nets, "_blocks": blocks, "_literal": literal, "_initialisers": ratios}
+    return found | {"_zeros": signal_tables.zeros(zeros)}, said
+
+
+def rederived(out: str | Path) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+    """What is `derived` from the tables OUT*.csv."""
+    return derived(tables.written(out, "_rows", "_stacks", "_activity", "_losses"))
 
 
 def draw(out: str | Path) -> list[Path]:

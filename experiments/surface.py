@@ -110,9 +110,6 @@ def report(found: study.Found) -> list[Path]:
     nets = surface_tables.per_net(found.nets, {name: found.looks[name] for name in READ})
     written = {
         "": nets,
-        "_card": surface_tables.card(nets),
-        "_ranks": surface_tables.ranks(nets),
-        "_priors": surface_tables.priors(nets),
         "_symmetry": surface_tables.symmetry_curves(found.looks["symmetry"]),
         "_spectra": surface_tables.spectra(found.looks["degree"]),
         "_gaps": surface_tables.gaps(found.looks["mixing"]),
@@ -121,13 +118,39 @@ def report(found: study.Found) -> list[Path]:
         "_planes": surface_tables.planes(found.looks["plane"]),
         "_corners": corners(found),
     }
-    about = (written[name] for name in ("_card", "_ranks", "_priors", "_symmetry", "_alignment"))
-    said = dict(verdicts(nets, *about))
+    of_nets, said = derived(nets, written["_symmetry"], written["_alignment"])
+    written |= of_nets
     for what, sentence in said.items():
         found.console.print(f"\n{what}: {sentence}", markup=False, highlight=False)
     out, header = found.args.out, found.header | said
     paths = [tables.write_csv(table, f"{out}{suffix}.csv", header) for suffix, table in written.items() if len(table)]
     return paths + draw(out)
+
+
+def derived(
+    nets: pd.DataFrame, symmetry: pd.DataFrame, alignment: pd.DataFrame
+) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+    """What the rows of nets say, by suffix, and with two of the curves the verdicts."""
+    found = {"_card": surface_tables.card(nets), "_ranks": surface_tables.ranks(nets)}
+    found["_priors"] = surface_tables.priors(nets)
+    return found, dict(verdicts(nets, *found.values(), symmetry, alignment))
+
+
+def rederived(out: str | Path) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+    """What is `derived` from the nets in OUT.csv, and the intervals of curves from their standard deviations.
+
+    Distances between nets, whose intervals take the pairs of nets, are left without.
+    """
+    curves = ("_symmetry", "_spectra", "_gaps", "_alignment")
+    read = tables.written(out, *curves, "_equivalence")
+    found = {suffix: surface_tables.with_intervals(read[suffix]) for suffix in curves if suffix in read}
+    if "_equivalence" in read:
+        apart = read["_equivalence"]
+        found["_equivalence"] = apart.assign(**dict.fromkeys(apart.filter(regex="_(low|high)$"), float("nan")))
+    none = surface_tables.alignments(pd.DataFrame())
+    nets = tables.unrounded(tables.read_csv(f"{out}.csv"))
+    of_nets, said = derived(nets, found["_symmetry"], found.get("_alignment", none))
+    return found | of_nets, said
 
 
 def corners(found: study.Found) -> pd.DataFrame:

@@ -1,3 +1,4 @@
+import math
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -165,16 +166,55 @@ def test_tuning_picks_by_validation_alone_and_trains_on_everything(study, capsys
 
     train = TestKnowsBetter(accuracy)
     assert study("--tune", "--tune_factors=.01,.1,.3,1", "--tune_epochs=1", "--seeds=3", train=train) == 0
-    tuning, final = train.trained[:8], train.trained[8:]
+    tuning, final = train.trained[:9], train.trained[9:]  # nine: the grid of `mul`, whose best ends it, goes on
     assert {(c.dataset.validation, c.seed, c.seeds, c.epochs) for c in tuning} == {(0.1, 1000, 2, 1)}
     assert {(c.dataset.validation, c.seed, c.seeds, c.epochs) for c in final} == {(0.0, 0, 3, 2)}
     assert {c.model.merge: c.optimizer.learning_rate for c in final} == best
     table = study.read("_tuning")
-    assert len(table) == 2 * 4 * 2 and not {"OA", "test_loss", "AA", "kappa"} & set(table)
+    assert len(table) == (2 * 4 + 1) * 2 and not {"OA", "test_loss", "AA", "kappa"} & set(table)
     assert table[table["picked"]].groupby("merge")["learning_rate"].first().to_dict() == best
+    assert not table["at_edge"].any()
+
+
+def peak(best):
+    """Validation accuracy falls with the distance to the best rate, on a logarithmic scale."""
+    return lambda c, seed: 0.9 - 0.1 * abs(math.log10(c.optimizer.learning_rate / best[c.model.merge]))
+
+
+def test_a_grid_goes_on_until_the_best_lies_inside(study):
+    train = Trainer(peak({"add": 0.1, "mul": 1.0, "se": 0.03}))
+    assert study("--merges=all", "--tune", "--tune_factors=.5,1,2", "--seeds=2", train=train) == 0
+    table = study.read("_tuning").drop_duplicates(["merge", "learning_rate"])
+    tried = table.groupby("merge")["learning_rate"].apply(list).to_dict()
+    assert tried == {
+        "add": [0.05, 0.1, 0.2],
+        "mul": [0.05, 0.1, 0.2, 0.4, 0.8, 1.6],
+        "se": [0.0125, 0.025, 0.05, 0.1, 0.2],
+    }
+    assert table[table["picked"]].set_index("merge")["learning_rate"].to_dict() == {"add": 0.1, "mul": 0.8, "se": 0.025}
+    assert not table["at_edge"].any()
+
+
+def test_a_grid_stops_where_more_replicas_are_lost(study):
+    train = Trainer(peak({"add": 0.1, "mul": 1.0}), lambda c: {1000: 1} if c.optimizer.learning_rate > 0.3 else {})
+    assert study("--tune", "--tune_factors=.5,1,2", "--seeds=2", train=train) == 0
+    table = study.read("_tuning").query("merge == 'mul' and picked")
+    assert set(table["learning_rate"]) == {0.2} and not table["at_edge"].any()
+
+
+def test_a_pick_at_the_edge_fails_the_study_unless_it_is_asked_for(study, capsys):
+    train = Trainer(peak({"add": 0.1, "mul": 1e-4}))
+    words = ["--tune", "--tune_factors=.5,1,2", "--seeds=2"]
+    assert study(*words, train=train) == 2
+    error = capsys.readouterr().err
+    assert "digits, mul: rate 0.00313" in error and "add" not in error and error.count("\n") == 1
+    assert not Path(f"{study.out}.csv").exists()
+    assert study(*words, "--allow_edge", train=train) == 0
+    table = study.read("_tuning")
     assert table.groupby("merge")["at_edge"].first().to_dict() == {"add": False, "mul": True}
-    out = capsys.readouterr().out
-    assert "warning: digits, mul: rate 0.1 is at the edge" in out and "digits, add: rate" not in out
+    assert len(table.query("merge == 'mul'")) == 2 * (3 + compare.EXTENSIONS)
+    assert "warning: at the edge of the grid" in capsys.readouterr().out
+    assert study("--tune", "--tune_factors=1") == 2 and "one rate is no grid" in capsys.readouterr().err
 
 
 def _tried(*rows):

@@ -14,7 +14,7 @@ from fake_runs import write_run
 from experiments import cells, measuring
 from experiments import signal as study_module
 from resjax import config as config_lib
-from resjax.analysis import signal_tables
+from resjax.analysis import signal_tables, tables
 from resjax.config import ConfigError
 from resjax.models.merges import MERGES
 from resjax.probes import of_init
@@ -260,6 +260,12 @@ def test_a_study_writes_its_tables_and_figures(study, capsys):
     header, said = Path(f"{study.out}.csv").read_text(), capsys.readouterr().out
     for name in ("Q3", "theory", "relu(s*f)", "Q16", "Q18"):
         assert f"# {name}: " in header and f"\n{name}: " in said
+    seen = tables.written(study.out, "_rows", "_stacks", "_activity", "_losses")
+    again, verdicts = study_module.derived(seen)  # what was written of the seeds gives all that has intervals
+    assert verdicts.keys() == tables.verdicts(tables.read_header(f"{study.out}.csv")).keys()
+    for suffix, table in again.items():
+        written = tables.read_csv(f"{study.out}{suffix}.csv")
+        pd.testing.assert_frame_equal(table.reset_index(drop=True), written, rtol=1e-4, check_dtype=False)
 
 
 def test_a_cell_that_fails_is_left_out_and_the_others_are_not_measured_again(study, undrawn):

@@ -89,7 +89,7 @@ def write(
     method = [
         f"Nets with the merges {', '.join(merges_of(rows))} were trained on {dataset} with each of these priors: "
         f"{'; '.join(arms)}. Every number is a mean over {seeds(error['n'] + error['diverged'])[4:]} with its 95 % "
-        f"confidence interval (BCa bootstrap); {error['diverged'].sum():.0f} replicas diverged and are left out.",
+        f"confidence interval (Student's t); {error['diverged'].sum():.0f} replicas diverged and are left out.",
         "Distances are Euclidean in normalised pixels (units of the standard deviation). Rank correlations are "
         "Kendall's tau between the reading and the test error within a prior: positive if merges with more of it err "
         "more. They show company, not cause. All nets see the same test images, lines and plane: intervals are over "

@@ -143,8 +143,7 @@ def card(nets: pd.DataFrame) -> pd.DataFrame:
 def ranks(nets: pd.DataFrame) -> pd.DataFrame:
     """Kendall's tau of every reading with the test error over merges, the mean over data sets and priors.
 
-    By `race.race` with a cell per data set and prior. All cells have the same merges, trained in other ways, so that
-    resamples draw merges for all of them together.
+    By `race.race` with a cell per data set and prior. All cells have the same merges, trained in other ways.
 
     Columns: dataset (or "all", all of them), reading, n (merges), cells; tau with _low and _high; gain: what the
     reading, turned by its sign, has over the best of PLAIN, with _low and _high. No rows of a data set in which nothing
@@ -158,7 +157,7 @@ def ranks(nets: pd.DataFrame) -> pd.DataFrame:
         rows = table if name == "all" else table[nets["dataset"] == name]
         merges = rows[rows["error"].notna()].groupby(race.CELL)["merge"].nunique()
         if (merges > 1).any():
-            ranked = race.race(rows, readings, joint=True)
+            ranked = race.race(rows, readings)
             found.append(ranked.assign(dataset=name, reading=ranked["predictor"], n=merges.max()))
     ends = ["", "_low", "_high"]
     columns = ["dataset", "reading", "n", "cells", *(f"{s}{end}" for s in ("tau", "gain") for end in ends)]
@@ -214,6 +213,12 @@ def spectra(energy: pd.DataFrame) -> pd.DataFrame:
 def gaps(mixing: pd.DataFrame) -> pd.DataFrame:
     """The mixup gap by weight of the second image: means over seeds with their 95 % CI."""
     return over_seeds(labelled(mixing).assign(value=mixing["gap"]), [*CELL, "merge", "mix"])
+
+
+def with_intervals(curve: pd.DataFrame) -> pd.DataFrame:
+    """A curve with the intervals of `stats.mean_ci` that its mean, std and n make."""
+    half = [stats.student(n - 1) * std / np.sqrt(n) if n > 1 else np.nan for n, std in curve[["n", "std"]].to_numpy()]
+    return curve.assign(ci_low=curve["mean"] - half, ci_high=curve["mean"] + half)
 
 
 def equivalence(outputs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

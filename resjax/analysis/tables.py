@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
@@ -35,7 +36,8 @@ CONFIG_COLUMNS = {  # column -> config entry; `dataset` and `hash` come before a
     "epochs": "epochs",
 }
 COURSE_METRICS = ("loss", "accuracy", "grad_norm", "learning_rate", "images_per_s")
-ORIGIN = ("command", "commit", "device", "date", "wall time")  # in the header of a study's table
+ORIGIN = ("command", "commit", "device", "date", "wall time", "statistics")  # in the header of a study's table
+LARGEST = 1000  # of n in `unrounded`: six digits tell k/n from all others
 TEXT = ("arm", "gate", "hash", "merge", "moment", "norm", "reason", "rung", "shortcut")  # columns, whatever they hold
 FINAL_METRICS = (
     "train_loss",
@@ -222,10 +224,21 @@ def differences(table: pd.DataFrame, metric: str = "OA", baseline: str = "add") 
 
 def write_csv(table: pd.DataFrame, path: str | os.PathLike, header: Mapping[str, str]) -> Path:
     """Writes `table` below `# key: value` lines, which `read_header` reads; `read_csv` reads the table."""
+    return write_text(table.to_csv(index=False, float_format="%.6g"), path, header)
+
+
+def write_text(body: str, path: str | os.PathLike, header: Mapping[str, str]) -> Path:
+    """As `write_csv`, of a table that is text already."""
     with replacing(path) as temporary:
         lines = [f"# {key}: {' '.join(str(value).split())}\n" for key, value in header.items()]
-        temporary.write_text("".join(lines) + table.to_csv(index=False, float_format="%.6g"))
+        temporary.write_text("".join(lines) + body)
     return Path(path)
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """A table of `write_csv` without its header, as text; ValueError with the path if the file can't be read."""
+    lines = _text(Path(path)).splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith("# "))
 
 
 def read_header(path: str | os.PathLike) -> dict[str, str]:
@@ -248,13 +261,34 @@ def read_csv(path: str | os.PathLike) -> pd.DataFrame:
     Raises:
       ValueError: the file is missing or no table; one line that names it.
     """
-    lines = _text(Path(path)).splitlines(keepends=True)
-    body = "".join(line for line in lines if not line.startswith("# "))
     try:
-        table = pd.read_csv(io.StringIO(body), dtype=str, keep_default_na=False)
+        table = pd.read_csv(io.StringIO(read_text(path)), dtype=str, keep_default_na=False)
     except ValueError as error:  # of pandas' parser as well
         raise ConfigError(f"{path}: not a table ({error})") from None
     return pd.DataFrame({name: column if name in TEXT else _typed(column) for name, column in table.items()})
+
+
+def unrounded(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `read_csv` with shares k/n, such as accuracies on n images, as they were before they had six digits.
+
+    Differences of rounded shares would not tie where those of the shares do. A column is made of shares if there is an
+    n <= LARGEST of which, in one data set, all its numbers are k/n to their six digits; the least counts. Of 10,000
+    images four digits are exact.
+    """
+    out = rows.copy()
+    for _, of_set in rows.groupby("dataset"):
+        for name in of_set.select_dtypes("float"):
+            out.loc[of_set.index, name] = _shares(of_set[name].to_numpy())
+    return out
+
+
+def _shares(values: np.ndarray) -> np.ndarray:
+    x = values[np.isfinite(values) & (values != 0)]
+    for n in range(1, LARGEST + 1) if x.size else ():
+        k = np.round(x * n)
+        if (np.abs(x - k / n) <= 0.501 * 10.0 ** (np.floor(np.log10(np.abs(x))) - 5)).all():
+            return np.where(np.isfinite(values), np.round(values * n) / n, values)
+    return values
 
 
 def _typed(column: pd.Series) -> pd.Series:
