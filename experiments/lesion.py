@@ -40,6 +40,8 @@ SMOKE = {
     "merges": "add,mul_bn1,gate_sig", "ln": "", "depths": (8,), "set": ["model.name=mlp"], "seeds": 2, "epochs": 3,
     "out": "results/lesion_smoke",
 }  # fmt: skip
+METRICS = ["OA", "train_loss", *lesion_tables.REMOVED, "path_length_init", "path_length_trained"]
+SHARES = 360 * 7  # costs are k/n: of 360 images, means over at most 7 blocks or 5 pairs of ResNet-20
 NUMBERS = {"frozen": ["tau", "accuracy"], "recalibrated": ["tau", "accuracy"], "paths": ["share"]}  # may be nan
 CURVES = {  # suffix of a figure -> what it shows; name of a curve -> title, label of the x axis
     "_blocks": ("error", {
@@ -125,8 +127,7 @@ def report(found: study.Found) -> list[Path]:
     looked = {name: rows.astype(dict.fromkeys(NUMBERS[name], float)) for name, rows in found.looks.items()}
     lesions = pd.concat([looked[name].assign(statistics=name) for name in ("frozen", "recalibrated")])
     nets = lesion_tables.per_net(found.nets, lesions, looked["paths"])
-    metrics = ["OA", "train_loss", *lesion_tables.REMOVED, "path_length_init", "path_length_trained"]
-    effects = lesion_tables.compared(nets, metrics)
+    effects = lesion_tables.compared(nets, METRICS)
     curves = lesion_tables.curves(lesions, looked["paths"])
     header = dict(found.header)
     for where, sentence in lesion_tables.verdicts(effects):
@@ -134,6 +135,17 @@ def report(found: study.Found) -> list[Path]:
         header[where] = sentence
     written = {"": nets, "_effects": effects, "_curves": curves}
     return [tables.write_csv(table, f"{out}{suffix}.csv", header) for suffix, table in written.items()] + draw(out)
+
+
+def rederived(out: str | Path) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+    """The tables that follow from the rows of OUT*.csv, by suffix, and the verdicts."""
+    read = tables.written(out, "_curves")
+    if "_curves" not in read:
+        return {}, dict(lesion_rescue.verdicts(read[""]))
+    rows = tables.unrounded(read[""].assign(dataset=read[""]["depth"]), largest=SHARES)
+    effects = lesion_tables.compared(rows, METRICS)
+    curves = lesion_tables.with_intervals(read["_curves"])
+    return {"_effects": effects, "_curves": curves}, dict(lesion_tables.verdicts(effects))
 
 
 def draw(out: str | Path) -> list[Path]:

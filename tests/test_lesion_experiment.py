@@ -9,7 +9,7 @@ from fake_runs import write_run
 
 from experiments import cells, lesion, measuring
 from resjax import config as config_lib
-from resjax.analysis import lesion_figures, lesion_tables
+from resjax.analysis import lesion_figures, lesion_tables, tables
 from resjax.config import ConfigError
 
 BLOCKS = ["stage1_block1", "stage1_block2", "stage2_block1", "stage2_block2"]
@@ -174,11 +174,21 @@ def test_the_smoke_study_is_of_residual_mlps():
     assert {(c.model.name, c.model.depth, c.seeds) for c in configs.values()} == {("mlp", 8, 2)}
 
 
+def test_tables_and_verdicts_follow_from_what_is_written(study):
+    found, said = lesion.rederived(study.path / "out")
+    header = tables.read_header(study.path / "out.csv")
+    assert len(said) > 10 and said == {key: header[key] for key in said}
+    for suffix, again in found.items():
+        written = tables.read_csv(study.path / f"out{suffix}.csv")
+        numbers = written.select_dtypes("number").columns.difference(["p", "p_holm"])
+        np.testing.assert_allclose(again[numbers].astype(float), written[numbers], rtol=1e-5, atol=1e-6)
+
+
 # --- Rescue -----------------------------------------------------------------------------------------------------
 def test_a_rescue_trains_every_cell_under_every_optimiser_and_counts_failures(study):
     def train(config, workdir):
         seeds, tenth = range(3), config.optimizer.learning_rate == 0.01
-        reached = {s: 0.98 - 0.01 * s if config.model.merge == "add" else 0.1 + 0.101 * s for s in seeds}
+        reached = {s: 0.98 - 0.01 * s if config.model.merge == "add" else 0.1 + 0.102 * s for s in seeds}
         run_dir = write_run(
             config, Path(workdir), reached, {} if config.model.merge == "add" or tenth else {0: 2, 1: 3}
         )
@@ -193,12 +203,15 @@ def test_a_rescue_trains_every_cell_under_every_optimiser_and_counts_failures(st
     rates = nets.groupby(level="optimiser")["learning_rate"].unique().map(list).to_dict()
     assert rates == {"standard": [0.1], "clipped": [0.1], "slow": [0.01], "clipped and slow": [0.01]}
     assert nets.loc[("mul", "clipped"), "outcome"].to_list() == ["failed", "failed", "trained"]  # chance is .1
-    assert nets.loc[("mul", "slow"), "outcome"].to_list() == ["failed", "trained", "trained"]  # .1, .201, .302
+    assert nets.loc[("mul", "slow"), "outcome"].to_list() == ["failed", "trained", "trained"]  # .1, .202, .304
     header = (study.path / "rescue.csv").read_text()
-    assert "# depth 20, bn, clipped, trained: add 3 of 3, OA 97.0 [94.5, 99.5] %; mul 1 of 3, OA 30.2 %, 2 " in header
+    assert "# depth 20, bn, clipped, trained: add 3 of 3, OA 97.0 [94.5, 99.5] %; mul 1 of 3, OA 30.4 %, 2 " in header
     assert "slow, trained: add 3 of 3, OA 97.0 [94.5, 99.5] %; mul 2 of 3" in header
     assert "%, 1 at 10.0 to 10.0 % (failed: diverged, or test accuracy below 2 times chance)" in header
     assert (study.path / "rescue.png").stat().st_size > 1000
+    assert {f"{where}: {words}" in header for where, words in lesion.rederived(study.path / "rescue")[1].items()} == {
+        True
+    }
     assert study("--rescue", "--set=optimizer.clip_norm=2") == 2
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from resjax import stats
@@ -96,6 +97,12 @@ def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     per_seed = rows.groupby([*by, "seed"], sort=False)["value"].mean().dropna()
     found = [dict(zip(by, key, strict=True)) | stats.mean_ci(v) for key, v in per_seed.groupby(list(by), sort=False)]
     return pd.DataFrame(found)
+
+
+def with_intervals(curve: pd.DataFrame) -> pd.DataFrame:
+    """A curve with the intervals of `stats.mean_ci` that its mean, std and n make."""
+    half = [stats.student(n - 1) * std / np.sqrt(n) if n > 1 else np.nan for n, std in curve[["n", "std"]].to_numpy()]
+    return curve.assign(ci_low=curve["mean"] - half, ci_high=curve["mean"] + half)
 
 
 def verdicts(table: pd.DataFrame) -> Iterator[tuple[str, str]]:
