@@ -168,7 +168,11 @@ def report(found: study.Found) -> list[Path]:
 
 def rederived(out: str | Path) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
     """The tables that follow from the rows of OUT*.csv, by suffix, and the verdicts."""
-    return _derived(tables.written(out, "_curvature", "_course", "_sharpness", "_barriers"))
+    read = tables.written(out, "_curvature", "_course", "_sharpness", "_barriers")
+    derived, verdicts = _derived(read)
+    if "_curvature" in read:
+        derived["_curvature"] = read["_curvature"].drop(columns=UNRESOLVED, errors="ignore")
+    return derived, verdicts
 
 
 def _derived(measured: Mapping[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
