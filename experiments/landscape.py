@@ -40,6 +40,7 @@ from ml_collections import ConfigDict
 from experiments import cells, measuring, study
 from resjax.analysis import figures, landscape_figures, tables
 from resjax.analysis.landscape_tables import (
+    MASS_ERROR,
     barriers,
     by_seed,
     correlations,
@@ -301,7 +302,8 @@ def _q14(curvature: pd.DataFrame, table: pd.DataFrame) -> str:
             f"%, at its own best {by['descent_drop']} %"
         )
     return (
-        f"Q14: negative eigenvalues have of the sum of all moduli {', '.join(masses)}; with the loss this has, without "
+        f"Q14: negative eigenvalues have of the sum of all moduli {', '.join(masses)}, each by up to {MASS_ERROR} too "
+        "large for the few steps of Lanczos, which intervals don't show; with the loss this has, without "
         f"epoch 0, {tau['all merges']} along training, within merges, {tau['at equal epochs, within merges']} at equal "
         f"epochs, over seeds within merges, and {tau['at equal epochs']} at equal epochs, over merges (95 % CI over "
         "merges, of the others over seeds). "
