@@ -1,8 +1,8 @@
 """Figures of the landscape study, drawn from tables alone: curvature, stalls, sharpness, planes and lines.
 
 Each is 7 inches wide and written as PNG and PDF; merges look as in every other figure (`figures.style`). Lines are
-means over seeds, bands and bars their 95 % intervals. Every function takes the path of its figure without suffix,
-and returns the paths of both files.
+means over seeds, bands and bars their 95 % intervals; on a logarithmic axis a band that reaches below 0 ends at the
+smallest value seen. Every function takes the path of its figure without suffix, and returns the paths of both files.
 """
 
 import os
@@ -117,7 +117,7 @@ def _panels(
         panels = figure.subplots(rows, columns, squeeze=False, sharey=share)
         for axes, (column, text) in zip(panels.flat, words.items(), strict=False):
             for merge, of_merge in table.groupby("merge", sort=False):
-                _line(axes, of_merge, x, column, merge)
+                _line(axes, of_merge, x, column, merge, log=column in logs)
             axes.set_title(text)
             if base:
                 axes.set_xscale("log", base=base)
@@ -135,13 +135,15 @@ def _panels(
         return _saved(figure, path)
 
 
-def _line(axes: "Axes", rows: pd.DataFrame, x: str, column: str, merge: str) -> None:
+def _line(axes: "Axes", rows: pd.DataFrame, x: str, column: str, merge: str, log: bool = False) -> None:
     """Mean and interval of a column over seeds, at each x."""
     rows = rows[np.isfinite(rows[column].astype(float))]
     cis = {at: stats.mean_ci(values) for at, values in rows.groupby(x)[column]}
     if not cis:
         return
     mean, low, high = np.array([[ci["mean"], ci["ci_low"], ci["ci_high"]] for ci in cis.values()], float).T
+    if log:
+        low = np.where(low > 0, low, rows.groupby(x)[column].min())
     colour, marker = figures.style(merge)
     axes.fill_between(list(cis), low, high, color=colour, alpha=0.18, linewidth=0)
     every = max(1, len(cis) // 8)
@@ -287,7 +289,7 @@ def lines(line: pd.DataFrame, barriers: pd.DataFrame, path: str | os.PathLike) -
         *courses, forest = figure.subplots(1, 3)
         for axes, kind in zip(courses, kinds, strict=True):
             for merge, rows in line[line["statistics"] == kind].groupby("merge", sort=False):
-                _line(axes, rows, "alpha", "loss", merge)
+                _line(axes, rows, "alpha", "loss", merge, log=True)
             axes.set_yscale("log")
             _plain(axes.yaxis)
             axes.set_title(f"statistics {kind}")
