@@ -130,7 +130,7 @@ def report(found: study.Found) -> list[Path]:
     effects = lesion_tables.compared(nets, METRICS)
     curves = lesion_tables.curves(lesions, looked["paths"])
     header = dict(found.header)
-    for where, sentence in lesion_tables.verdicts(effects):
+    for where, sentence in _verdicts(effects, nets).items():
         found.console.print(f"{where}: {sentence}", markup=False, highlight=False)
         header[where] = sentence
     written = {"": nets, "_effects": effects, "_curves": curves}
@@ -145,7 +145,11 @@ def rederived(out: str | Path) -> tuple[dict[str, pd.DataFrame], dict[str, str]]
     rows = tables.unrounded(read[""].assign(dataset=read[""]["depth"]), largest=SHARES)
     effects = lesion_tables.compared(rows, METRICS)
     curves = lesion_tables.with_intervals(read["_curves"])
-    return {"_effects": effects, "_curves": curves}, dict(lesion_tables.verdicts(effects))
+    return {"_effects": effects, "_curves": curves}, _verdicts(effects, rows)
+
+
+def _verdicts(effects: pd.DataFrame, nets: pd.DataFrame) -> dict[str, str]:
+    return dict(lesion_tables.verdicts(effects)) | dict(lesion_tables.deeper(nets))
 
 
 def draw(out: str | Path) -> list[Path]:

@@ -215,6 +215,20 @@ def test_a_rescue_trains_every_cell_under_every_optimiser_and_counts_failures(st
     assert study("--rescue", "--set=optimizer.clip_norm=2") == 2
 
 
+def test_depths_are_compared_within_seeds():
+    rows = {
+        "norm": "bn",
+        "merge": ["add"] * 4 + ["mul"] * 3,
+        "depth": [8, 8, 20, 20, 8, 8, 20],
+        "seed": [0, 1] * 3 + [1],
+    }
+    nets = pd.DataFrame(rows | {"OA": [0.5, 0.9, 0.6, 0.7, 0.9, 0.8, np.nan]})
+    where, words = next(lesion_tables.deeper(nets))
+    assert where == "bn, depth 20 less depth 8, trained"
+    assert words == "OA, in points: add -5.0 [-195.6, +185.6] (p = 1.000)"  # +10 and -20; no pair of mul
+    assert not list(lesion_tables.deeper(nets[nets["depth"] == 8]))
+
+
 def test_an_increase_is_against_the_same_net_without_a_lesion():
     rows = [("a", 0, "none", 0.9), ("a", 0, "delete", 0.7), ("a", 1, "delete", 0.5), ("a", 1, "none", 0.8)]
     table = pd.DataFrame(rows, columns=["cell", "seed", "lesion", "accuracy"]).assign(statistics="frozen")

@@ -120,6 +120,25 @@ def verdicts(table: pd.DataFrame) -> Iterator[tuple[str, str]]:
         yield f"{where}, trained", _trained(rows[rows["metric"] == "OA"])
 
 
+def deeper(nets: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    """(where, sentence) for each norm: accuracy of the deepest nets less that of the shallowest, paired by seed.
+
+    Args:
+      nets: of `per_net`; with one depth there is nothing to say.
+    """
+    shallow, deep = nets["depth"].min(), nets["depth"].max()
+    for norm, of_norm in nets.groupby("norm", sort=False):
+        words = []
+        for merge, rows in of_norm.groupby("merge", sort=False):
+            by_depth = {depth: of_depth.set_index("seed")["OA"].to_dict() for depth, of_depth in rows.groupby("depth")}
+            d = stats.paired_difference(by_depth.get(deep, {}), by_depth.get(shallow, {}))
+            if d["n"] and shallow < deep:
+                row = {"mean": d["mean"], "low": d["ci_low"], "high": d["ci_high"]}
+                words.append(f"{merge} {_points(row, 'mean', 'low', 'high')} (p = {d['p']:.3f})")
+        if words:
+            yield f"{norm}, depth {deep} less depth {shallow}, trained", f"OA, in points: {'; '.join(words)}"
+
+
 def _cost(rows: pd.DataFrame) -> str:
     groups = {"more": [], "less": [], "not distinguishable from add": []}
     for merge, row in rows.drop("add", errors="ignore").iterrows():
