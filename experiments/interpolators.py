@@ -7,21 +7,23 @@ Trains every merge on few images, without augmentation and weight decay, until a
 can differ by how well it fits. A net interpolates if it has every training image right in evaluation mode; the others
 are reported, and left out of all that follows. Diverged replicas are counted.
 
-Distance: the share of test images that two nets give another class, and the total variation of their probabilities,
-within a merge (different seeds), and between merges at the same seed (equal draws of weights, equal batches) and at
-different ones. The excess, the distance to `add` at different seeds less the mean of both distances within, is 0 if
-the merge does not matter beyond the seed. Ranking: which reading of the trained nets orders the merges by test error,
-and does any do so better than the number of parameters, the training loss, or the time until the fit? Plain sharpness
-depends on the scale of weights that a norm removes, and merges differ in it; asam is the fair one.
+Distance: the share of test images that two nets give another class; beside it the total variation of their
+probabilities, in which nets also differ that are not equally sure of the same classes. Within a merge (different
+seeds), and between merges at the same seed (equal draws of weights, equal batches) and at different ones. The excess,
+the distance to `add` at different seeds less the mean of both distances within, is 0 if the merge does not matter
+beyond the seed. Ranking: which reading of the trained nets orders the merges by test error, and does any do so better
+than the number of parameters, the training loss, or the time until the fit? Plain sharpness depends on the scale of
+weights that a norm removes, and merges differ in it; asam is the fair one.
 
-Writes OUT.csv (a row per net), OUT_distances.csv (a row per pair of merges and kind), OUT_excess.csv and
-OUT_differences.csv (comparisons with `add`: distance and test error, a row per merge), OUT_race.csv (a row per
-reading), and figures of them. Exit code 1: a cell failed; 2: bad input, in one line; 128 + n: stopped by signal n.
+Writes OUT.csv (a row per net), OUT_pairs.csv (a row per pair of nets), OUT_distances.csv (a row per pair of merges and
+kind), OUT_excess.csv and OUT_differences.csv (comparisons with `add`: distance and test error, a row per merge),
+OUT_race.csv (a row per reading), and figures of them. Exit code 1: a cell failed; 2: bad input, in one line; 128 + n:
+stopped by signal n.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,27 @@ def report(found: study.Found) -> list[Path]:
     nets = interpolator_tables.per_net(found.nets, course, fit, sharpness)
     fitted = nets.loc[nets["interpolates"], interpolator_tables.KEYS]
     pairs = interpolator_tables.pair_distances(outputs.merge(fitted.astype({"seed": int})))
+    measured = {"": nets, "_pairs": interpolator_tables.as_rows(pairs)}
+    derived, said = _derived(measured)
+    for what, sentence in said.items():
+        found.console.print(f"\n{what}: {sentence}", markup=False, highlight=False)
+    out, header = found.args.out, found.header | said
+    written = {suffix: table for suffix, table in (measured | derived).items() if len(table)}
+    paths = [tables.write_csv(table, f"{out}{suffix}.csv", header) for suffix, table in written.items()]
+    return paths + draw(out)
+
+
+def rederived(out: str | Path) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+    """The tables that follow from the rows of OUT.csv and OUT_pairs.csv, by suffix, and the verdicts."""
+    read = tables.written(out, "_pairs")
+    read["_pairs"] = read["_pairs"].assign(dataset="")
+    derived, said = _derived({suffix: tables.unrounded(table) for suffix, table in read.items()})
+    return {suffix: table for suffix, table in derived.items() if len(table)}, said
+
+
+def _derived(measured: Mapping[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+    """Tables by suffix, and verdicts, of what was measured."""
+    nets, pairs = measured[""], interpolator_tables.as_squares(measured["_pairs"])
     apart, beyond = interpolator_tables.distances(pairs), interpolator_tables.excess(pairs)
     differences = tables.differences(nets.assign(error=nets["error"].where(nets["interpolates"])), "error")
     counted = interpolator_tables.compared(nets)
@@ -92,12 +115,7 @@ def report(found: study.Found) -> list[Path]:
     ranked = race.race(counted, READINGS) if several else pd.DataFrame()
     said = dict(interpolator_tables.verdicts(nets, apart, beyond, differences))
     said["ranking"] = race.verdict(ranked, counted) if several else "fewer than two merges interpolate."
-    for what, sentence in said.items():
-        found.console.print(f"\n{what}: {sentence}", markup=False, highlight=False)
-    out, header = found.args.out, found.header | said
-    written = {"": nets, "_distances": apart, "_excess": beyond, "_differences": differences, "_race": ranked}
-    paths = [tables.write_csv(table, f"{out}{suffix}.csv", header) for suffix, table in written.items() if len(table)]
-    return paths + draw(out)
+    return {"_distances": apart, "_excess": beyond, "_differences": differences, "_race": ranked}, said
 
 
 def draw(out: str | Path) -> list[Path]:

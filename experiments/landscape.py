@@ -3,8 +3,11 @@
   python -m experiments.landscape --smoke
   python -m experiments.landscape
 
-Q13: is the gradient near 0 where training stalls? Its norm beside the loss, over training. Q14: does the share of
-negative eigenvalues of the Hessian follow the height of the loss, and does a step along negative curvature lower it?
+Q13: is the gradient near 0 where training stalls? The norm of a batch's gradient beside the loss, over training, and,
+at every look, that of the gradient over all images, which alone vanishes at a critical point. Q14: does negative
+curvature follow the height of the loss, and does a step along it lower the loss? Its measure is the negative mass, the
+share of the negative eigenvalues in the sum of all moduli; the share in their number depends on where the many
+eigenvalues around 0 are cut, which Lanczos of so few steps can't tell (resjax/probes/curvature.py).
 The Hessian of the mean loss over --images training images, every --every epochs: extremes, trace and density by
 Lanczos, and a line search along the eigenvector of the smallest eigenvalue against gradient steps of the same
 lengths, and against the same search along random directions: away from a critical point any direction lowers the
@@ -26,7 +29,7 @@ Exit code 1: a cell failed; 2: bad input, in one line; 128 + n: stopped by signa
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +40,7 @@ from ml_collections import ConfigDict
 from experiments import cells, measuring, study
 from resjax.analysis import figures, landscape_figures, tables
 from resjax.analysis.landscape_tables import (
+    MASS_ERROR,
     barriers,
     by_seed,
     correlations,
@@ -52,6 +56,7 @@ from resjax.config import ConfigError
 
 MODULE = "experiments.landscape"
 COURSE = ["dataset", "cell", "merge", "seed", "epoch", "loss", "grad_norm"]
+UNRESOLVED = ["negative", "negative_se", "eps"]  # columns of the probe that so few steps of Lanczos don't resolve
 READINGS = ["asam", "sam", "box", "lambda_max", "trace"]
 SMOKE = {
     "datasets": "cube_degree2", "merges": "mul_bn1", "swept": "mul_bn1", "planes": "mul_bn1", "batch_sizes": (32, 64),
@@ -142,32 +147,52 @@ def report(found: study.Found) -> list[Path]:
     courses = [tables.load(o.run_dir).assign(cell=o.label) for o in core.outcomes]
     course = not_diverged(pd.concat(courses, ignore_index=True), nets) if courses else pd.DataFrame()
     curvature = not_diverged(core.probed("curvature"), nets) if courses else pd.DataFrame()
-    density, lines, surface = (found.looks[name] for name in ("density", "interpolation", "surface"))
-    sharp = _with_results(found, nets)
-    stalled = pairs = q14 = q15 = pd.DataFrame()
-    verdicts = {"left out": _left_out(nets)}
-    if len(curvature):
-        curvature, stalled = drops(curvature), stalls(course)
-        q14 = _negative_correlations(curvature)
-        verdicts |= {"verdict on Q13": _q13(stalled, curvature), "verdict on Q14": _q14(curvature, q14)}
-    if len(sharp):
-        q15 = _sharpness_correlations(sharp)
-        verdicts["verdict on Q15"] = _q15(q15)
-    if len(lines):
-        pairs = barriers(lines)
-        verdicts["barriers"] = _on_barriers(pairs)
+    lines = found.looks["interpolation"]
+    measured = {
+        "": nets,
+        "_curvature": drops(curvature).drop(columns=UNRESOLVED, errors="ignore") if len(curvature) else curvature,
+        "_course": course.loc[course["split"] == "train", COURSE] if len(course) else course,
+        "_density": found.looks["density"],
+        "_sharpness": _with_results(found, nets),
+        "_planes": found.looks["surface"],
+        "_lines": lines,
+        "_barriers": barriers(lines) if len(lines) else lines,
+    }
+    measured = {suffix: table for suffix, table in measured.items() if len(table)}
+    derived, verdicts = _derived(measured)
     for text in verdicts.values():
         found.console.print(f"\n{text}", markup=False, highlight=False)
     header, out = found.header | verdicts, found.args.out
-    correlated = [table for table in (q14, q15) if len(table)]
-    written = {
-        "": nets, "_curvature": curvature, "_stalls": stalled, "_density": density, "_sharpness": sharp,
-        "_correlations": pd.concat(correlated, ignore_index=True) if correlated else pd.DataFrame(),
-        "_planes": surface, "_lines": lines, "_barriers": pairs,
-        "_course": course.loc[course["split"] == "train", COURSE] if len(course) else course,
-    }  # fmt: skip
-    paths = [tables.write_csv(table, f"{out}{suffix}.csv", header) for suffix, table in written.items() if len(table)]
+    paths = [tables.write_csv(table, f"{out}{suffix}.csv", header) for suffix, table in (measured | derived).items()]
     return paths + draw(out)
+
+
+def rederived(out: str | Path) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+    """The tables that follow from the rows of OUT*.csv, by suffix, and the verdicts."""
+    read = tables.written(out, "_curvature", "_course", "_sharpness", "_barriers")
+    derived, verdicts = _derived(read)
+    if "_curvature" in read:
+        derived["_curvature"] = read["_curvature"].drop(columns=UNRESOLVED, errors="ignore")
+    return derived, verdicts
+
+
+def _derived(measured: Mapping[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+    """Tables by suffix, and verdicts, of what was measured."""
+    verdicts, derived, correlated = {"left out": _left_out(measured[""])}, {}, []
+    if "_curvature" in measured:
+        curvature = measured["_curvature"]
+        derived["_stalls"] = stalls(measured["_course"], curvature)
+        correlated.append(_negative_correlations(curvature))
+        verdicts["verdict on Q13"] = _q13(derived["_stalls"], curvature)
+        verdicts["verdict on Q14"] = _q14(curvature, correlated[-1])
+    if "_sharpness" in measured:
+        correlated.append(_sharpness_correlations(measured["_sharpness"]))
+        verdicts["verdict on Q15"] = _q15(correlated[-1])
+    if "_barriers" in measured:
+        verdicts["barriers"] = _on_barriers(measured["_barriers"])
+    if correlated:
+        derived["_correlations"] = pd.concat(correlated, ignore_index=True)
+    return derived, verdicts
 
 
 def draw(out: str | Path) -> list[Path]:
@@ -177,7 +202,7 @@ def draw(out: str | Path) -> list[Path]:
         "_curvature": ("_curvature", landscape_figures.training),
         "_negative": ("_curvature", landscape_figures.negative_against_loss),
         "_escape": ("_curvature", lambda table, path: _escapes(table.dropna(subset=["escape_drop"]), path)),
-        "_gradients": ("_course", landscape_figures.gradients),
+        "_gradients": ("_course", lambda table, path: landscape_figures.gradients(table, read["_curvature"], path)),
         "_density": ("_density", lambda table, path: landscape_figures.densities(smoothed(table), path)),
         "_sharpness": ("_sharpness", landscape_figures.sweep),
         "_planes": ("_planes", landscape_figures.planes),
@@ -213,24 +238,30 @@ def _with_results(found: study.Found, nets: pd.DataFrame) -> pd.DataFrame:
 
 
 def _negative_correlations(curvature: pd.DataFrame) -> pd.DataFrame:
-    """Of the negative share and mass with the loss: along training, per merge, and at equal epochs, over merges."""
-    xs = ["negative", "negative_mass"]
-    along = correlations(curvature, xs, ["loss"], ["seed"])
-    at_equal = [
-        {"merge": "at equal epochs", "x": x, "y": "loss"}
-        | rank_correlation(curvature, x, "loss", ["seed", "merge"], ["epoch"])
-        for x in xs
-    ]
-    return pd.concat([along, pd.DataFrame(at_equal)], ignore_index=True).assign(question="Q14", rate="")
+    """Of the negative mass with the loss, after the net before training.
+
+    Along training, per merge; and at equal epochs, over seeds within merges, and over merges and seeds.
+    """
+    later, xs, ys = curvature[curvature["epoch"] > 0], ["negative_mass"], ["loss"]
+    over_seeds = (
+        correlations(later, xs, ys, "seed", ["epoch"]).iloc[[-1]].assign(merge="at equal epochs, within merges")
+    )
+    about = {"merge": "at equal epochs", "x": xs[0], "y": ys[0]}
+    over_merges = pd.DataFrame([about | rank_correlation(later, xs[0], ys[0], "merge", ["epoch"])])
+    parts = [correlations(later, xs, ys, "seed"), over_seeds, over_merges]
+    return pd.concat(parts, ignore_index=True).assign(question="Q14", rate="")
 
 
 def _sharpness_correlations(sharp: pd.DataFrame) -> pd.DataFrame:
     """Of batch size, sharpness and generalisation, per merge and within merges, for each rule of the rate."""
-    out, over = [], ["seed", "batch_size"]
+    out = []
     for rule, rows in sharp.groupby("rate", sort=False):
         found = [
-            correlations(rows, ["batch_size"], [*READINGS, "error"], over),
-            correlations(rows, [*READINGS, "loss"], ["error", "test_loss", "generalization_gap"], over),
+            correlations(rows, ["batch_size"], [*READINGS, "error"], "seed"),
+            correlations(rows, [*READINGS, "loss"], ["error", "test_loss", "generalization_gap"], "seed"),
+            correlations(rows, [*READINGS, "loss"], ["error"], "seed", ["batch_size"])
+            .query("merge == 'all merges'")
+            .assign(merge="at equal batch size"),
         ]
         out += [table.assign(question="Q15", rate=rule) for table in found]
     return pd.concat(out, ignore_index=True)
@@ -238,29 +269,30 @@ def _sharpness_correlations(sharp: pd.DataFrame) -> pd.DataFrame:
 
 def _q13(stalled: pd.DataFrame, curvature: pd.DataFrame) -> str:
     """The gradient where the loss stalls, and at the end."""
-    ratios = by_seed(stalled, "stall_ratio")
-    worst = stalled.groupby("merge")["stall_ratio"].mean().dropna().sort_values()
-    parts = ""
-    if len(worst):
-        parts = f" ({worst.iloc[0]:.2f} for {worst.index[0]} to {worst.iloc[-1]:.2f} for {worst.index[-1]})"
-    last = curvature[curvature["epoch"] == curvature["epoch"].max()]
+    epochs = sorted(curvature["epoch"].unique())
+    last = curvature[curvature["epoch"] == epochs[-1]]
+    by = {name: mean_in_words(by_seed(stalled, name)) for name in ("full_ratio", "stall_ratio", "final_ratio")}
+    first = mean_in_words(by_seed(stalled, "stall_epoch"), digits=1)
+    full = stalled.groupby("merge")["full_ratio"].mean().sort_values()
     return (
-        f"Q13: in {stalled['stalled'].gt(0).sum()} of {len(stalled)} nets the training loss stalls at some time; there "
-        f"the gradient norm is {mean_in_words(ratios)} of its peak{parts}, at a "
-        f"loss of {mean_in_words(by_seed(stalled, 'stall_loss'), digits=3)}; at the end it is "
-        f"{mean_in_words(by_seed(stalled, 'final_ratio'))} of its peak, at a loss of "
-        f"{mean_in_words(by_seed(stalled, 'final_loss'), digits=3)} nats; over all images the norm is "
-        f"{mean_in_words(by_seed(last, 'grad_norm'), digits=3)} (95 % CI over {stalled['seed'].nunique()} "
-        f"seeds, in {len(ratios)} of which a net stalls; means over merges). "
-        "A stall near a ratio of 0 at a high loss is a critical point; one at a loss near 0 is a minimum."
+        f"Q13: undecided. In {stalled['stalled'].gt(0).sum()} of {len(stalled)} nets the training loss stalls at some "
+        f"time, first in epoch {first}, at a loss of {mean_in_words(by_seed(stalled, 'stall_loss'), digits=3)}; of "
+        f"looks at epochs {', '.join(map(str, epochs))} the gradient over all images has at the last "
+        f"{by['full_ratio']} of its largest norm ({full.iloc[0]:.3f} for {full.index[0]} to {full.iloc[-1]:.3f} for "
+        f"{full.index[-1]}), which is {mean_in_words(by_seed(last, 'grad_norm'), digits=3)}, at a loss of "
+        f"{mean_in_words(by_seed(last, 'loss'), digits=4)}; a batch's gradient, which has the noise of its images also "
+        f"at a critical point, has {by['stall_ratio']} of its peak where the loss stalls and {by['final_ratio']} at "
+        f"the end (95 % CI over {stalled['seed'].nunique()} seeds; means over merges). A gradient that is small and "
+        "not 0 neither shows a critical point nor excludes one near by."
     )
 
 
 def _q14(curvature: pd.DataFrame, table: pd.DataFrame) -> str:
-    """Share against loss, and the escape step."""
-    tau = {key: in_words(row) for key, row in table.set_index(["x", "merge"]).iterrows()}
-    steps = []
+    """Negative mass against loss, and the escape step."""
+    tau = {key: in_words(row) for key, row in table.set_index("merge").iterrows()}
+    masses, steps = [], []
     for epoch, at in curvature.groupby("epoch"):
+        masses.append(f"{mean_in_words(by_seed(at, 'negative_mass'))} at epoch {epoch}")
         names = ("escape_drop", "even_drop", "random_drop", "over_random", "gradient_drop", "descent_drop")
         by = {name: mean_in_words(by_seed(at, name), 100, 1) for name in names}
         steps.append(
@@ -270,10 +302,11 @@ def _q14(curvature: pd.DataFrame, table: pd.DataFrame) -> str:
             f"%, at its own best {by['descent_drop']} %"
         )
     return (
-        f"Q14: the share of negative eigenvalues and the loss have {tau['negative', 'all merges']} along training, "
-        f"within merges, and {tau['negative', 'at equal epochs']} at equal epochs, over merges and seeds; their share "
-        f"of the moduli, which hangs less on the threshold, {tau['negative_mass', 'all merges']} and "
-        f"{tau['negative_mass', 'at equal epochs']}. "
+        f"Q14: negative eigenvalues have of the sum of all moduli {', '.join(masses)}, each by up to {MASS_ERROR} too "
+        "large for the few steps of Lanczos, which intervals don't show; with the loss this has, without "
+        f"epoch 0, {tau['all merges']} along training, within merges, {tau['at equal epochs, within merges']} at equal "
+        f"epochs, over seeds within merges, and {tau['at equal epochs']} at equal epochs, over merges (95 % CI over "
+        "merges, of the others over seeds). "
         "The loss that a step along the eigenvector of the smallest eigenvalue takes away, by the same search as along "
         "random directions (means over merges, 95 % CI over seeds; the difference is paired; -100 % stands for any "
         f"larger rise): {'; '.join(steps)}. Only an even part and a difference above 0 speak of negative curvature."
@@ -284,13 +317,18 @@ def _q15(table: pd.DataFrame) -> str:
     """Batch size, sharpness and error, within merges."""
     texts = []
     for rule, of_rule in table.groupby("rate", sort=False):
-        rows = of_rule[of_rule["merge"] == "all merges"].set_index(["x", "y"])
+        said = {key: in_words(row) for key, row in of_rule.set_index(["merge", "x", "y"]).iterrows()}
+        names = {"asam": "asam", "lambda_max": "lambda_max", "loss": "the training loss, for comparison"}
+
+        def of_error(merge: str, said: Mapping = said, names: Mapping = names) -> str:
+            return ", ".join(f"{said[merge, x, 'error']} ({words})" for x, words in names.items())
+
+        by_batch = {y: said["all merges", "batch_size", y] for y in ("asam", "lambda_max", "error")}
         texts.append(
-            f"Q15, {rule} rate: within merges, larger batches have more adaptive sharpness by "
-            f"{in_words(rows.loc[('batch_size', 'asam')])} and a higher test error by "
-            f"{in_words(rows.loc[('batch_size', 'error')])}; sharper nets err more by "
-            f"{in_words(rows.loc[('asam', 'error')])} (asam), {in_words(rows.loc[('lambda_max', 'error')])} "
-            f"(lambda_max), {in_words(rows.loc[('loss', 'error')])} (the training loss, for comparison)."
+            f"Q15, {rule} rate: within merges, larger batches have more adaptive sharpness by {by_batch['asam']}, a "
+            f"larger eigenvalue by {by_batch['lambda_max']} and a higher test error by {by_batch['error']}; sharper "
+            f"nets err more by {of_error('all merges')}; at equal batch size by {of_error('at equal batch size')}. "
+            "95 % CI over seeds, at these batch sizes."
         )
     return " ".join(texts)
 

@@ -10,9 +10,14 @@ is shared out among path lengths. The effect is how much the error rises by a le
 its paired difference to `add` of the same norm and depth; a net whose error is high has less to lose. Which merges
 train at which depth is reported beside it, diverged replicas counted.
 
-Writes OUT.csv (a row per net), OUT_effects.csv (comparisons with `add`, a row per norm, depth, metric and merge),
-OUT_curves.csv, and figures of both. Exit code 1: a cell failed; 2: bad input, in one line; 128 + n: stopped by
-signal n.
+  python -m experiments.lesion --rescue --depths=20 --ln= --merges=add,mul,mul_bn,mul_bn1 --out=results/lesion_rescue
+
+Q19: does a gentler optimiser train what did not train? With --rescue every cell is trained as it is, with the gradient
+clipped, at a tenth of the rate, and with both, and is not looked into.
+
+Writes OUT.csv (a row per net) and figures, and without --rescue OUT_effects.csv (comparisons with `add`, a row per
+norm, depth, metric and merge) and OUT_curves.csv. Exit code 1: a cell failed; 2: bad input, in one line; 128 + n:
+stopped by signal n.
 """
 
 import argparse
@@ -26,7 +31,7 @@ import pandas as pd
 from ml_collections import ConfigDict
 
 from experiments import cells, measuring, study
-from resjax.analysis import figures, lesion_figures, lesion_tables, tables
+from resjax.analysis import figures, lesion_figures, lesion_rescue, lesion_tables, tables
 from resjax.config import ConfigError
 
 MODULE = "experiments.lesion"
@@ -35,6 +40,8 @@ SMOKE = {
     "merges": "add,mul_bn1,gate_sig", "ln": "", "depths": (8,), "set": ["model.name=mlp"], "seeds": 2, "epochs": 3,
     "out": "results/lesion_smoke",
 }  # fmt: skip
+METRICS = ["OA", "train_loss", *lesion_tables.REMOVED, "path_length_init", "path_length_trained"]
+SHARES = 360 * 7  # costs are k/n: of 360 images, means over at most 7 blocks or 5 pairs of ResNet-20
 NUMBERS = {"frozen": ["tau", "accuracy"], "recalibrated": ["tau", "accuracy"], "paths": ["share"]}  # may be nan
 CURVES = {  # suffix of a figure -> what it shows; name of a curve -> title, label of the x axis
     "_blocks": ("error", {
@@ -52,6 +59,12 @@ CURVES = {  # suffix of a figure -> what it shows; name of a curve -> title, lab
         "paths trained": ("after training", "path length (branches)"),
     }),
 }  # fmt: skip
+RESCUES = {  # what --rescue changes; clipping bounds the global norm of the gradient
+    "standard": {},
+    "clipped": {"optimizer.clip_norm": 1.0},
+    "slow": {"optimizer.learning_rate": 0.01},
+    "clipped and slow": {"optimizer.clip_norm": 1.0, "optimizer.learning_rate": 0.01},
+}
 FOREST = {"delete": "one block skipped", "mean": "one branch held at its mean"}
 
 
@@ -64,6 +77,7 @@ def main(
     p.add_argument("--depths", type=cells.whole_numbers, default=(8, 20), metavar="N,N", help="of the nets; 8,20")
     p.add_argument("--ln", default="add,mul,mul_bn1", metavar="A,B", help="merges with LayerNorm too; %(default)s")
     p.add_argument("--images", type=int, default=360, metavar="N", help="test images of a lesion; %(default)s")
+    p.add_argument("--rescue", action="store_true", help="train under gentler optimisers, and look at accuracy alone")
     return study.main(MODULE, argv, p, configurations, looks, report, train, measure)
 
 
@@ -76,18 +90,23 @@ def configurations(args: argparse.Namespace) -> dict[str, ConfigDict]:
     datasets = cells.datasets(args.datasets)
     if len(datasets) > 1:
         raise ConfigError(f"--datasets={args.datasets}: one at a time")
+    if args.rescue:
+        cells.refuse(args, RESCUES["clipped and slow"])
     norms = {"bn": cells.merges(args.merges, MERGES), "ln": cells.merges(args.ln, MERGES) if args.ln else []}
+    optimisers = {f", {name}": entries for name, entries in RESCUES.items()} if args.rescue else {"": {}}
     return {
-        f"{merge}, depth {depth}, {norm}": cells.config(
-            args, datasets[0], merge, **{"model.depth": depth, "model.norm": norm}
+        f"{merge}, depth {depth}, {norm}{name}": cells.config(
+            args, datasets[0], merge, **{"model.depth": depth, "model.norm": norm}, **entries
         )
-        for depth, (norm, merges) in itertools.product(args.depths, norms.items())
+        for (name, entries), depth, (norm, merges) in itertools.product(optimisers.items(), args.depths, norms.items())
         for merge in merges
     }
 
 
 def looks(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """What is asked of every finished run."""
+    if args.rescue:
+        return {}
     of_trained = {"probe": "lesion", "images": args.images, "split": "test", "moments": "trained"}
     return {
         "frozen": of_trained,
@@ -98,24 +117,46 @@ def looks(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 def report(found: study.Found) -> list[Path]:
     """Prints the verdicts, and writes the tables and figures."""
+    out = found.args.out
+    if found.args.rescue:
+        nets = lesion_rescue.outcomes(found.nets)
+        verdicts = dict(lesion_rescue.verdicts(nets))
+        for where, sentence in verdicts.items():
+            found.console.print(f"{where}: {sentence}", markup=False, highlight=False)
+        return [tables.write_csv(nets, f"{out}.csv", found.header | verdicts), *draw(out)]
     looked = {name: rows.astype(dict.fromkeys(NUMBERS[name], float)) for name, rows in found.looks.items()}
     lesions = pd.concat([looked[name].assign(statistics=name) for name in ("frozen", "recalibrated")])
     nets = lesion_tables.per_net(found.nets, lesions, looked["paths"])
-    metrics = ["OA", "train_loss", *lesion_tables.REMOVED, "path_length_init", "path_length_trained"]
-    effects = lesion_tables.compared(nets, metrics)
+    effects = lesion_tables.compared(nets, METRICS)
     curves = lesion_tables.curves(lesions, looked["paths"])
     header = dict(found.header)
-    for where, sentence in lesion_tables.verdicts(effects):
+    for where, sentence in _verdicts(effects, nets).items():
         found.console.print(f"{where}: {sentence}", markup=False, highlight=False)
         header[where] = sentence
-    out = found.args.out
     written = {"": nets, "_effects": effects, "_curves": curves}
     return [tables.write_csv(table, f"{out}{suffix}.csv", header) for suffix, table in written.items()] + draw(out)
+
+
+def rederived(out: str | Path) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+    """The tables that follow from the rows of OUT*.csv, by suffix, and the verdicts."""
+    read = tables.written(out, "_curves")
+    if "_curves" not in read:
+        return {}, dict(lesion_rescue.verdicts(read[""]))
+    rows = tables.unrounded(read[""].assign(dataset=read[""]["depth"]), largest=SHARES)
+    effects = lesion_tables.compared(rows, METRICS)
+    curves = lesion_tables.with_intervals(read["_curves"])
+    return {"_effects": effects, "_curves": curves}, _verdicts(effects, rows)
+
+
+def _verdicts(effects: pd.DataFrame, nets: pd.DataFrame) -> dict[str, str]:
+    return dict(lesion_tables.verdicts(effects)) | dict(lesion_tables.deeper(nets))
 
 
 def draw(out: str | Path) -> list[Path]:
     """Draws the figures of the tables OUT*.csv."""
     paths, read = [], tables.written(out, "_effects", "_curves")
+    if "_effects" not in read:
+        return lesion_figures.rescues(read[""], out)
     effects = read["_effects"]
     for suffix, (ylabel, names) in CURVES.items():
         paths += lesion_figures.lines(read["_curves"], f"{out}{suffix}", names, ylabel)

@@ -52,7 +52,10 @@ PAPER: dict[str, tuple[str, ...]] = {  # study -> the command lines that make re
     ),
     "interpolators": ("",),
     "landscape": ("--every=20 --seeds=6 --batch_sizes=32,128,512 --out=results/landscape",),
-    "lesion": ("--depths=8,20 --out=results/lesion",),
+    "lesion": (
+        "--depths=8,20 --out=results/lesion",
+        "--rescue --depths=20 --ln= --merges=add,mul,mul_bn,mul_bn1 --out=results/lesion_rescue",
+    ),
 }
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
 LAUNCHING = ("launcher", "jobs", "time_limit", "gpus", "partition")

@@ -181,16 +181,16 @@ QUESTIONS = {
         "interpolators",
         "",
         {
-            "distances": "Total variation between nets of different seeds; framed: of one merge",
+            "distances": "Test images that two nets of different seeds give another class; framed: seeds of one merge",
             "differences": "Test error of nets that fit every training image, less that of the sum",
             "errors": "Test errors of nets that fit every training image",
             "readings": "Readings of flatness against the test error",
         },
         Excerpt(
-            "Distance to the sum's nets beyond that between seeds",
+            "Distance to the sum's nets beyond that between seeds; total variation also tells how sure nets are",
             "_excess",
             ("merge",),
-            {"excess_tv": Value("total variation"), "excess_disagreement": Value("disagreement")},
+            {"excess_disagreement": Value("disagreement (points)", 100), "excess_tv": Value("total variation")},
         ),
     ),
     "Q11": Question(
@@ -223,8 +223,8 @@ QUESTIONS = {
         "landscape",
         "left out|verdict on Q13",
         {
-            "gradients": "Norm of the gradient and loss over training",
-            "curvature": "Gradient, extreme eigenvalues, trace and negative share of the Hessian over training",
+            "gradients": "Loss, and norm of the gradient of a batch and over all images, over training",
+            "curvature": "Loss, gradient, extreme eigenvalues, trace and negative mass of the Hessian over training",
         },
     ),
     "Q14": Question(
@@ -232,12 +232,12 @@ QUESTIONS = {
         "landscape",
         "verdict on Q14",
         {
-            "negative": "Share of negative eigenvalues of the Hessian against the loss",
+            "negative": "Negative mass, the share of the negative eigenvalues in the sum of moduli, against the loss",
             "escape": "What a step along the most negative eigenvector takes off the loss, against other directions",
             "density": "Density of the Hessian's eigenvalues",
         },
         Excerpt(
-            "Rank correlations with the loss",
+            "Rank correlations of the negative mass with the loss, without the untrained nets",
             "_correlations",
             ("merge", "x", "y"),
             {"tau": Value("tau"), "points": Value("points")},
@@ -307,7 +307,10 @@ QUESTIONS = {
         "Does depth always help?",
         "lesion",
         ".*trained",
-        {"trainability": "Test accuracy by depth; a cross: all replicas diverged"},
+        {
+            "trainability": "Test accuracy by depth; a cross: replicas that diverged",
+            "": "Test accuracy of every net of 20 layers under gentler optimisers.",
+        },
         Excerpt(
             "Overall accuracy",
             "_effects",

@@ -33,7 +33,15 @@ import pandas as pd
 from ml_collections import ConfigDict
 
 from experiments import cells, measuring, study
-from resjax.analysis import surface_card, surface_figures, surface_page, surface_planes, surface_tables, tables
+from resjax.analysis import (
+    lesion_tables,
+    surface_card,
+    surface_figures,
+    surface_page,
+    surface_planes,
+    surface_tables,
+    tables,
+)
 from resjax.analysis.surface_tables import ARMS, BASELINE
 from resjax.analysis.surface_verdicts import verdicts
 from resjax.config import ConfigError
@@ -143,7 +151,7 @@ def rederived(out: str | Path) -> tuple[dict[str, pd.DataFrame], dict[str, str]]
     """
     curves = ("_symmetry", "_spectra", "_gaps", "_alignment")
     read = tables.written(out, *curves, "_equivalence")
-    found = {suffix: surface_tables.with_intervals(read[suffix]) for suffix in curves if suffix in read}
+    found = {suffix: lesion_tables.with_intervals(read[suffix]) for suffix in curves if suffix in read}
     if "_equivalence" in read:
         apart = read["_equivalence"]
         found["_equivalence"] = apart.assign(**dict.fromkeys(apart.filter(regex="_(low|high)$"), float("nan")))

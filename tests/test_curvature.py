@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from resjax import config
+from resjax.analysis.landscape_tables import MASS_ERROR
 from resjax.config import ConfigError
 from resjax.models.build import build
 from resjax.models.merges import with_backward_of
@@ -113,6 +114,40 @@ def test_nodes_of_the_density(small):
     np.testing.assert_allclose(nodes.groupby("probe")["weight"].sum(), 1)
     values = np.linalg.eigvalsh(H)
     assert nodes["eigenvalue"].between(values[0] - 1e-9, values[-1] + 1e-9).all()
+
+
+def test_the_negative_mass_of_few_steps_is_right_within_its_error(small):
+    at, _, _, H = small
+    values = np.linalg.eigvalsh(H)
+    row = curvature(at, probes=12, steps=24, samples=12).iloc[0]
+    assert abs(row["negative_mass"] + values[values < 0].sum() / np.abs(values).sum()) < MASS_ERROR
+
+
+# Quantiles of the eigenvalues of a trained ResNet-8 of width 4, over the largest; its Hessian was formed.
+SHARES = (0, 0.001, 0.01, 0.05, 0.1, 0.25, 0.45, 0.6, 0.75, 0.9, 0.95, 0.99, 0.995, 0.998, 0.9995, 1)
+QUANTILES = (-4.2e-3, -2.9e-3, -1.3e-3, -4.4e-4, -1.9e-4, -1.6e-5, 0, 0, 3.2e-5, 2.8e-4, 6.6e-4, 3.6e-3, 8.3e-3,
+             2.6e-2, 0.15, 1)  # fmt: skip
+
+
+class Quadratic(nn.Module):
+    """The sum of l w^2 / 2 with 1000 eigenvalues l whose quantiles are QUANTILES."""
+
+    eigenvalues = np.interp((np.arange(1000) + 0.5) / 1000, SHARES, QUANTILES)
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        w = self.param("w", nn.initializers.ones, (1000,), x.dtype)
+        return jnp.zeros_like(x) + jnp.sum(jnp.asarray(self.eigenvalues, x.dtype) * w**2) / 2
+
+
+def test_of_a_trained_nets_spectrum_few_steps_tell_the_mass_and_not_the_share():
+    with jax.enable_x64(True):
+        at = subject(Quadratic(), jnp.zeros((2, 1), float), 1, output)
+        row = curvature(at, probes=12, steps=24, samples=12).iloc[0]
+    values = Quadratic.eigenvalues
+    assert abs(row["negative_mass"] + values[values < 0].sum() / np.abs(values).sum()) < MASS_ERROR
+    share = np.mean(values < -row["eps"])
+    assert abs(row["negative"] - share) > 5 * row["negative_se"]  # why the study does not publish it
 
 
 # --- Steps off a saddle -----------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from fake_runs import write_run
 
 from experiments import cells, interpolators, measuring
 from resjax import config as config_lib
-from resjax.analysis import interpolator_figures, interpolator_tables
+from resjax.analysis import interpolator_figures, interpolator_tables, tables
 from resjax.analysis.interpolator_tables import between, excess, over_pairs, pair_distances
 from resjax.config import ConfigError
 from resjax.probes.registry import PROBES
@@ -72,6 +72,22 @@ def test_a_net_whose_probabilities_are_not_finite_is_left_out():
     assert pairs["tv"].index.to_list() == [("a", 0), ("b", 0)]
 
 
+def test_nets_that_agree_have_no_disagreement_however_sure_they_are():
+    sure, unsure = np.eye(3), 0.5 * np.eye(3) + 0.5 / 3
+    pairs = pair_distances(outputs_of({("a", 0): sure, ("b", 0): unsure}))
+    apart = {metric: table.iloc[0, 1] for metric, table in pairs.items()}
+    assert apart == {"disagreement": 0, "tv": pytest.approx(1 / 3)}
+
+
+def test_rows_of_pairs_have_all_that_the_tables_have():
+    pairs = pair_distances(outputs_of(drawn(0.5, seeds=3)))
+    rows = interpolator_tables.as_rows(pairs)
+    assert len(rows) == 6 * 5 / 2
+    for metric, table in interpolator_tables.as_squares(rows).items():
+        pd.testing.assert_frame_equal(table, pairs[metric], check_index_type=False)
+    assert interpolator_tables.as_squares(rows[:0])["tv"].empty
+
+
 def test_the_mean_over_pairs_has_the_values_of_the_jackknife():
     d_SxS = np.random.default_rng(0).random((5, 5))
 
@@ -98,7 +114,7 @@ def drawn(shift, seeds=6, images=60):
 
 def test_the_excess_is_0_where_merges_are_drawn_like_seeds_and_above_it_where_not():
     alike = excess(pair_distances(outputs_of(drawn(0.0)))).iloc[0]
-    apart = excess(pair_distances(outputs_of(drawn(1.0)))).iloc[0]
+    apart = excess(pair_distances(outputs_of(drawn(2.0)))).iloc[0]
     for name in ("excess_tv", "excess_disagreement"):
         assert alike[f"{name}_low"] < 0 < alike[f"{name}_high"]
         assert apart[f"{name}_low"] > 0
@@ -206,12 +222,24 @@ def test_the_header_has_the_verdicts(study):
         "mul_res 4 (least accuracy 97.5 %); diverged: mul 1."
     )
     row = study.read("_distances").iloc[0]
-    level = "{tv:.3f} [{tv_low:.3f}, {tv_high:.3f}] (n = 4)".format(**row)
-    assert f"the total variation is {level}" in said["verdict on Q10"]
-    assert "that of add is 2.15 [2.05, 2.25] % (n = 4); less: mul_bn1 -1.00" in said["test error"]
+    level = "{:.1f} [{:.1f}, {:.1f}] %".format(*100 * row[["disagreement", "disagreement_low", "disagreement_high"]])
+    assert said["verdict on Q10"].startswith(f"between seeds of add, {level} of the test images get another class")
+    farther = (study.read("_excess")["excess_disagreement_low"] > 0).sum()
+    assert f"So {farther} of 3 merges are farther; in total variation" in said["verdict on Q10"]
+    assert "that of add is 2.15 [1.94, 2.36] % (n = 4); less: mul_bn1 -1.00" in said["test error"]
     assert "no pair: mul_res" in said["test error"]
     assert "p <= 0.05: none, where 3 comparisons of 4 pairs can reach 0.375" in said["test error"]
     assert said["ranking"].startswith("4 configurations in 1 cell(s), 4 seed(s), 1 diverged: too few for a claim")
+
+
+def test_tables_and_verdicts_follow_from_what_is_written(study):
+    found, said = interpolators.rederived(study.path / "out")
+    header = tables.read_header(study.path / "out.csv")
+    assert len(said) == 4 and said == {key: header[key] for key in said}
+    for suffix, again in found.items():
+        written = tables.read_csv(study.path / f"out{suffix}.csv")
+        numbers = written.select_dtypes("number").columns
+        np.testing.assert_allclose(again[numbers].astype(float), written[numbers], rtol=1e-4, atol=1e-5)
 
 
 def test_every_figure_is_drawn(study):

@@ -9,7 +9,7 @@ from fake_runs import write_run
 
 from experiments import cells, lesion, measuring
 from resjax import config as config_lib
-from resjax.analysis import lesion_figures, lesion_tables
+from resjax.analysis import lesion_figures, lesion_tables, tables
 from resjax.config import ConfigError
 
 BLOCKS = ["stage1_block1", "stage1_block2", "stage2_block1", "stage2_block2"]
@@ -79,7 +79,8 @@ def study(tmp_path_factory):
         patch.setattr(measuring, "workers", lambda: 1)
         run.code = run()
     run.path = path
-    run.read = lambda suffix: pd.read_csv(path / f"out{suffix}.csv", comment="#")
+    run.read_table = lambda name: pd.read_csv(path / f"{name}.csv", comment="#")
+    run.read = lambda suffix: run.read_table(f"out{suffix}")
     return run
 
 
@@ -134,7 +135,7 @@ def test_curves(study):
 def test_the_verdicts_say_who_loses_more_and_who_is_missing(study):
     header = (study.path / "out_effects.csv").read_text()
     said = next(line for line in header.splitlines() if line.startswith("# depth 20, bn, one block skipped: "))
-    assert "error of add rises by +10.1 [+10.0, +10.2] points (n = 3)" in said
+    assert "error of add rises by +10.1 [+9.9, +10.3] points (n = 3)" in said
     more, rest = said.split("more: ")[1].split("; not distinguishable from add: ")
     assert more == "mul_bn1 +20.0 [+20.0, +20.0]"
     assert rest.startswith("mul_res") and said.endswith("no net: mul")
@@ -168,9 +169,64 @@ def test_bad_flags_get_one_line(study, capsys):
 
 def test_the_smoke_study_is_of_residual_mlps():
     p = cells.parser("m", "", lesion.SMOKE)
-    p.set_defaults(depths=(8,), ln="")
+    p.set_defaults(depths=(8,), ln="", rescue=False)
     configs = lesion.configurations(cells.parse(p, ["--smoke"]))
     assert {(c.model.name, c.model.depth, c.seeds) for c in configs.values()} == {("mlp", 8, 2)}
+
+
+def test_tables_and_verdicts_follow_from_what_is_written(study):
+    found, said = lesion.rederived(study.path / "out")
+    header = tables.read_header(study.path / "out.csv")
+    assert len(said) > 10 and said == {key: header[key] for key in said}
+    for suffix, again in found.items():
+        written = tables.read_csv(study.path / f"out{suffix}.csv")
+        numbers = written.select_dtypes("number").columns.difference(["p", "p_holm"])
+        np.testing.assert_allclose(again[numbers].astype(float), written[numbers], rtol=1e-5, atol=1e-6)
+
+
+# --- Rescue -----------------------------------------------------------------------------------------------------
+def test_a_rescue_trains_every_cell_under_every_optimiser_and_counts_failures(study):
+    def train(config, workdir):
+        seeds, tenth = range(3), config.optimizer.learning_rate == 0.01
+        reached = {s: 0.98 - 0.01 * s if config.model.merge == "add" else 0.1 + 0.102 * s for s in seeds}
+        run_dir = write_run(
+            config, Path(workdir), reached, {} if config.model.merge == "add" or tenth else {0: 2, 1: 3}
+        )
+        assert config.optimizer.clip_norm in (0, 1)
+        return run_dir
+
+    paths = [f"--workdir={study.path / 'rescue_runs'}", f"--out={study.path / 'rescue'}"]
+    flags = ["--rescue", "--seeds=3", "--merges=add,mul", "--ln=", "--depths=20"]
+    assert lesion.main([*paths, *flags], train, None) == 0
+    nets = study.read_table("rescue").set_index(["merge", "optimiser", "seed"]).sort_index()
+    assert len(nets) == 2 * 4 * 3 and nets.loc["add", "outcome"].eq("trained").all()
+    rates = nets.groupby(level="optimiser")["learning_rate"].unique().map(list).to_dict()
+    assert rates == {"standard": [0.1], "clipped": [0.1], "slow": [0.01], "clipped and slow": [0.01]}
+    assert nets.loc[("mul", "clipped"), "outcome"].to_list() == ["failed", "failed", "trained"]  # chance is .1
+    assert nets.loc[("mul", "slow"), "outcome"].to_list() == ["failed", "trained", "trained"]  # .1, .202, .304
+    header = (study.path / "rescue.csv").read_text()
+    assert "# depth 20, bn, clipped, trained: add 3 of 3, OA 97.0 [94.5, 99.5] %; mul 1 of 3, OA 30.4 %, 2 " in header
+    assert "slow, trained: add 3 of 3, OA 97.0 [94.5, 99.5] %; mul 2 of 3" in header
+    assert "%, 1 at 10.0 to 10.0 % (failed: diverged, or test accuracy below 2 times chance)" in header
+    assert (study.path / "rescue.png").stat().st_size > 1000
+    assert {f"{where}: {words}" in header for where, words in lesion.rederived(study.path / "rescue")[1].items()} == {
+        True
+    }
+    assert study("--rescue", "--set=optimizer.clip_norm=2") == 2
+
+
+def test_depths_are_compared_within_seeds():
+    rows = {
+        "norm": "bn",
+        "merge": ["add"] * 4 + ["mul"] * 3,
+        "depth": [8, 8, 20, 20, 8, 8, 20],
+        "seed": [0, 1] * 3 + [1],
+    }
+    nets = pd.DataFrame(rows | {"OA": [0.5, 0.9, 0.6, 0.7, 0.9, 0.8, np.nan]})
+    where, words = next(lesion_tables.deeper(nets))
+    assert where == "bn, depth 20 less depth 8, trained"
+    assert words == "OA, in points: add -5.0 [-195.6, +185.6] (p = 1.000)"  # +10 and -20; no pair of mul
+    assert not list(lesion_tables.deeper(nets[nets["depth"] == 8]))
 
 
 def test_an_increase_is_against_the_same_net_without_a_lesion():

@@ -9,7 +9,7 @@ import pytest
 from experiments import figures, rederive
 from experiments.claims import ROOT
 from resjax import stats
-from resjax.analysis import surface_tables, tables
+from resjax.analysis import lesion_tables, tables
 
 RESULTS = ROOT / "results"
 
@@ -72,5 +72,5 @@ def test_a_curve_has_the_intervals_of_its_means_and_standard_deviations():
     values = [[1.0, 2.0, 4.0], [3.0, 3.0, 3.0], [5.0]]
     known = [stats.mean_ci(v) for v in values]
     curve = pd.DataFrame(known).astype(float)
-    found = surface_tables.with_intervals(curve.assign(ci_low=0.0, ci_high=0.0))
+    found = lesion_tables.with_intervals(curve.assign(ci_low=0.0, ci_high=0.0))
     pd.testing.assert_frame_equal(found, curve)

@@ -37,7 +37,7 @@ WORDS = {  # reading -> label of its axis
 
 
 def distance_map(distances: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
-    """The mean total variation between nets of different seeds, a square per pair of merges, alike ones side by side.
+    """How often nets of different seeds disagree on test images, a square per pair of merges, alike ones side by side.
 
     The diagonal, between seeds of one merge, is framed.
 
@@ -59,7 +59,7 @@ def distance_map(distances: pd.DataFrame, path: str | os.PathLike) -> list[Path]
         figure = figures.new_figure(WIDTH, 6.2)
         axes = figure.subplots()
         axes.set_facecolor("#E5E5E5")  # of pairs without a distance
-        image = axes.imshow(square, cmap="viridis", interpolation="nearest")
+        image = axes.imshow(100 * square, cmap="viridis", interpolation="nearest")
         size = 8 if len(merges) <= 20 else 6.5
         axes.set_xticks(range(len(merges)), merges, rotation=90, fontsize=size)
         axes.set_yticks(range(len(merges)), merges, fontsize=size)
@@ -70,10 +70,12 @@ def distance_map(distances: pd.DataFrame, path: str | os.PathLike) -> list[Path]
             axes.add_patch(matplotlib.patches.Rectangle((i - 0.46, i - 0.46), 0.92, 0.92, **frame))
         if len(merges) <= ANNOTATED:
             for (i, j), value in np.ndenumerate(square.to_numpy()):
-                dark = value < image.norm.vmin + 0.6 * (image.norm.vmax - image.norm.vmin)
-                text = "" if np.isnan(value) else f"{value:.3f}"
+                dark = 100 * value < image.norm.vmin + 0.6 * (image.norm.vmax - image.norm.vmin)
+                text = "" if np.isnan(value) else f"{100 * value:.1f}"
                 axes.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
-        figure.colorbar(image, ax=axes, shrink=0.8, label="total variation between nets of different seeds")
+        figure.colorbar(
+            image, ax=axes, shrink=0.8, label="test images that two nets of different seeds give another class (%)"
+        )
         axes.set_title(f"framed: seeds of one merge; {_seeds(distances['n'])}")
         return _saved(figure, path)
 
@@ -81,7 +83,7 @@ def distance_map(distances: pd.DataFrame, path: str | os.PathLike) -> list[Path]
 def _square(distances: pd.DataFrame) -> pd.DataFrame:
     rows = distances[distances["kind"] == "different seeds"]
     merges = list(dict.fromkeys(rows["merge_a"]))
-    square = rows.pivot(index="merge_a", columns="merge_b", values="tv").reindex(index=merges, columns=merges)
+    square = rows.pivot(index="merge_a", columns="merge_b", values="disagreement").reindex(index=merges, columns=merges)
     return square.where(square.notna(), square.T)
 
 

@@ -1,8 +1,8 @@
 """Figures of the landscape study, drawn from tables alone: curvature, stalls, sharpness, planes and lines.
 
 Each is 7 inches wide and written as PNG and PDF; merges look as in every other figure (`figures.style`). Lines are
-means over seeds, bands and bars their 95 % BCa intervals. Every function takes the path of its figure without suffix,
-and returns the paths of both files.
+means over seeds, bands and bars their 95 % intervals; on a logarithmic axis a band that reaches below 0 ends at the
+smallest value seen. Every function takes the path of its figure without suffix, and returns the paths of both files.
 """
 
 import os
@@ -34,26 +34,29 @@ def training(curvature: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
       path: of the figure.
     """
     words = {
-        "negative": "negative, share of all",
-        "negative_mass": "negative, share of moduli",
+        "loss": "training loss, all images",
+        "negative_mass": "negative mass",
         "grad_norm": "gradient norm, all images",
         "lambda_max": "largest eigenvalue",
         "depth": "minus smallest eigenvalue",
         "trace": "trace",
     }
     table = curvature.assign(depth=(-curvature["lambda_min"]).where(curvature["lambda_min"] < 0))
-    return _panels(table, "epoch", words, path, "epoch", list(words)[2:])
+    return _panels(table, "epoch", words, path, "epoch", [name for name in words if name != "negative_mass"])
 
 
-def gradients(course: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
-    """Training loss and gradient norm (mean over an epoch's steps).
+def gradients(course: pd.DataFrame, curvature: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
+    """Training loss, norm of a batch's gradient (both means over an epoch's steps), and of that over all images.
 
     Args:
       course: rows of `tables.load` of the training split, several runs.
+      curvature: of the probe, with merge, seed and epoch.
       path: of the figure.
     """
-    words = {"loss": "training loss", "grad_norm": "gradient norm of a batch"}
-    return _panels(course, "epoch", words, path, "epoch", list(words))
+    words = {"loss": "training loss", "grad_norm": "gradient norm of a batch", "full": "gradient norm, all images"}
+    full = curvature[["merge", "seed", "epoch", "grad_norm"]].rename(columns={"grad_norm": "full"})
+    both = pd.concat([course, full], ignore_index=True)
+    return _panels(both, "epoch", words, path, "epoch", list(words))
 
 
 def escapes(drops: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
@@ -114,7 +117,7 @@ def _panels(
         panels = figure.subplots(rows, columns, squeeze=False, sharey=share)
         for axes, (column, text) in zip(panels.flat, words.items(), strict=False):
             for merge, of_merge in table.groupby("merge", sort=False):
-                _line(axes, of_merge, x, column, merge)
+                _line(axes, of_merge, x, column, merge, log=column in logs)
             axes.set_title(text)
             if base:
                 axes.set_xscale("log", base=base)
@@ -132,13 +135,15 @@ def _panels(
         return _saved(figure, path)
 
 
-def _line(axes: "Axes", rows: pd.DataFrame, x: str, column: str, merge: str) -> None:
+def _line(axes: "Axes", rows: pd.DataFrame, x: str, column: str, merge: str, log: bool = False) -> None:
     """Mean and interval of a column over seeds, at each x."""
     rows = rows[np.isfinite(rows[column].astype(float))]
     cis = {at: stats.mean_ci(values) for at, values in rows.groupby(x)[column]}
     if not cis:
         return
     mean, low, high = np.array([[ci["mean"], ci["ci_low"], ci["ci_high"]] for ci in cis.values()], float).T
+    if log:
+        low = np.where(low > 0, low, rows.groupby(x)[column].min())
     colour, marker = figures.style(merge)
     axes.fill_between(list(cis), low, high, color=colour, alpha=0.18, linewidth=0)
     every = max(1, len(cis) // 8)
@@ -156,22 +161,23 @@ def _plain(axis: "Axis") -> None:
 
 
 def negative_against_loss(curvature: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
-    """The share of negative eigenvalues, and of their moduli, against the loss: a path through training per merge.
+    """The negative mass against the loss: a path through training per merge, on the right without the untrained nets.
 
     Args:
       curvature: of the probe, with merge, seed and epoch.
       path: of the figure.
     """
-    words = {"negative": "share of negative eigenvalues", "negative_mass": "negative share of the moduli"}
+    parts = {"all looks (open: before training)": curvature, "after training began": curvature[curvature["epoch"] > 0]}
     with matplotlib.rc_context(figures.RC):
         figure = figures.new_figure(WIDTH, 3.2)
-        for axes, (column, text) in zip(figure.subplots(1, 2), words.items(), strict=True):
-            for merge, rows in curvature.groupby("merge", sort=False):
-                _path(axes, rows.dropna(subset=[column]), column, merge)
+        for axes, (title, table) in zip(figure.subplots(1, 2, sharey=True), parts.items(), strict=True):
+            for merge, rows in table.groupby("merge", sort=False):
+                _path(axes, rows.dropna(subset=["negative_mass"]), "negative_mass", merge)
             axes.set_xscale("log")
             _plain(axes.xaxis)
             axes.set_xlabel("training loss, all images (nats)")
-            axes.set_ylabel(text)
+            axes.set_title(title)
+        figure.axes[0].set_ylabel("negative mass")
         _legend(figure, curvature)
         return _saved(figure, path)
 
@@ -283,7 +289,7 @@ def lines(line: pd.DataFrame, barriers: pd.DataFrame, path: str | os.PathLike) -
         *courses, forest = figure.subplots(1, 3)
         for axes, kind in zip(courses, kinds, strict=True):
             for merge, rows in line[line["statistics"] == kind].groupby("merge", sort=False):
-                _line(axes, rows, "alpha", "loss", merge)
+                _line(axes, rows, "alpha", "loss", merge, log=True)
             axes.set_yscale("log")
             _plain(axes.yaxis)
             axes.set_title(f"statistics {kind}")

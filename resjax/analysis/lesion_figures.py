@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from resjax.analysis import figures
+from resjax.analysis import figures, lesion_rescue
 from resjax.config import ConfigError
 
 if TYPE_CHECKING:
@@ -115,6 +115,41 @@ def trainability(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
             axes.grid(visible=False, axis="x")
         panels[0].set_ylabel("overall accuracy (%)")
         _legend(figure, table["merge"])
+        return _saved(figure, path)
+
+
+def rescues(nets: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
+    """Draws the accuracy of every net under each optimiser, a panel each; below, in words, how many diverged.
+
+    Args:
+      nets: of `lesion_rescue.outcomes`.
+      path: of the figure, to which .png and .pdf are appended.
+
+    Returns:
+      The paths of both files.
+    """
+    import matplotlib
+
+    merges, groups = list(dict.fromkeys(nets["merge"])), list(nets.groupby(lesion_rescue.GROUP, sort=False))
+    with matplotlib.rc_context(figures.RC):
+        figure = figures.new_figure(WIDTH, 2.9)
+        panels = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
+        for axes, ((optimiser, norm, depth), rows) in zip(panels, groups, strict=True):
+            axes.axhline(100 * rows["chance"].iloc[0], color=GREY, linewidth=0.8, linestyle="--")
+            for x, merge in enumerate(merges):
+                colour, marker = figures.style(merge)
+                of_merge = rows[rows["merge"] == merge]
+                spread = x + 0.5 * (of_merge["seed"].rank() / (len(of_merge) + 1) - 0.5)
+                axes.plot(spread, 100 * of_merge["OA"], marker, color=colour, markersize=4, linestyle="none")
+                if diverged := (of_merge["status"] == "diverged").sum():
+                    note = {"rotation": 90, "fontsize": 7, "ha": "center", "va": "bottom", "color": colour}
+                    axes.text(x, 18, f"{diverged} of {len(of_merge)} diverged", **note)
+            axes.set_xticks(range(len(merges)), merges, rotation=45)
+            axes.set_xlim(-0.6, len(merges) - 0.4)
+            axes.set_title(f"{optimiser}\ndepth {depth}, {norm}")
+            axes.grid(visible=False, axis="x")
+        panels[0].set_ylim(0, 103)
+        panels[0].set_ylabel("overall accuracy (%)\ndashed: chance")
         return _saved(figure, path)
 
 

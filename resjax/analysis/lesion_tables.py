@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from resjax import stats
@@ -98,6 +99,12 @@ def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
+def with_intervals(curve: pd.DataFrame) -> pd.DataFrame:
+    """A curve with the intervals of `stats.mean_ci` that its mean, std and n make."""
+    half = [stats.student(n - 1) * std / np.sqrt(n) if n > 1 else np.nan for n, std in curve[["n", "std"]].to_numpy()]
+    return curve.assign(ci_low=curve["mean"] - half, ci_high=curve["mean"] + half)
+
+
 def verdicts(table: pd.DataFrame) -> Iterator[tuple[str, str]]:
     """(where, sentence) for each norm and depth: what a lesion costs, against the sum; and which nets trained.
 
@@ -111,6 +118,25 @@ def verdicts(table: pd.DataFrame) -> Iterator[tuple[str, str]]:
             if len(of_metric):
                 yield f"{where}, one block {words}", _cost(of_metric)
         yield f"{where}, trained", _trained(rows[rows["metric"] == "OA"])
+
+
+def deeper(nets: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    """(where, sentence) for each norm: accuracy of the deepest nets less that of the shallowest, paired by seed.
+
+    Args:
+      nets: of `per_net`; with one depth there is nothing to say.
+    """
+    shallow, deep = nets["depth"].min(), nets["depth"].max()
+    for norm, of_norm in nets.groupby("norm", sort=False):
+        words = []
+        for merge, rows in of_norm.groupby("merge", sort=False):
+            by_depth = {depth: of_depth.set_index("seed")["OA"].to_dict() for depth, of_depth in rows.groupby("depth")}
+            d = stats.paired_difference(by_depth.get(deep, {}), by_depth.get(shallow, {}))
+            if d["n"] and shallow < deep:
+                row = {"mean": d["mean"], "low": d["ci_low"], "high": d["ci_high"]}
+                words.append(f"{merge} {_points(row, 'mean', 'low', 'high')} (p = {d['p']:.3f})")
+        if words:
+            yield f"{norm}, depth {deep} less depth {shallow}, trained", f"OA, in points: {'; '.join(words)}"
 
 
 def _cost(rows: pd.DataFrame) -> str:

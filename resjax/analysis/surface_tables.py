@@ -215,12 +215,6 @@ def gaps(mixing: pd.DataFrame) -> pd.DataFrame:
     return over_seeds(labelled(mixing).assign(value=mixing["gap"]), [*CELL, "merge", "mix"])
 
 
-def with_intervals(curve: pd.DataFrame) -> pd.DataFrame:
-    """A curve with the intervals of `stats.mean_ci` that its mean, std and n make."""
-    half = [stats.student(n - 1) * std / np.sqrt(n) if n > 1 else np.nan for n, std in curve[["n", "std"]].to_numpy()]
-    return curve.assign(ci_low=curve["mean"] - half, ci_high=curve["mean"] + half)
-
-
 def equivalence(outputs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """`interpolator_tables.distances` between all pairs of nets on each kind of inputs, with dataset, arm and inputs.
 

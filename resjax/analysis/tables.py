@@ -268,23 +268,23 @@ def read_csv(path: str | os.PathLike) -> pd.DataFrame:
     return pd.DataFrame({name: column if name in TEXT else _typed(column) for name, column in table.items()})
 
 
-def unrounded(rows: pd.DataFrame) -> pd.DataFrame:
+def unrounded(rows: pd.DataFrame, largest: int = LARGEST) -> pd.DataFrame:
     """Rows of `read_csv` with shares k/n, such as accuracies on n images, as they were before they had six digits.
 
     Differences of rounded shares would not tie where those of the shares do. A column is made of shares if there is an
-    n <= LARGEST of which, in one data set, all its numbers are k/n to their six digits; the least counts. Of 10,000
+    n <= largest of which, in one data set, all its numbers are k/n to their six digits; the least counts. Of 10,000
     images four digits are exact.
     """
     out = rows.copy()
     for _, of_set in rows.groupby("dataset"):
         for name in of_set.select_dtypes("float"):
-            out.loc[of_set.index, name] = _shares(of_set[name].to_numpy())
+            out.loc[of_set.index, name] = _shares(of_set[name].to_numpy(), largest)
     return out
 
 
-def _shares(values: np.ndarray) -> np.ndarray:
+def _shares(values: np.ndarray, largest: int) -> np.ndarray:
     x = values[np.isfinite(values) & (values != 0)]
-    for n in range(1, LARGEST + 1) if x.size else ():
+    for n in range(1, largest + 1) if x.size else ():
         k = np.round(x * n)
         if (np.abs(x - k / n) <= 0.501 * 10.0 ** (np.floor(np.log10(np.abs(x))) - 5)).all():
             return np.where(np.isfinite(values), np.round(values * n) / n, values)

@@ -11,7 +11,10 @@ A net whose backward pass is not that of its forward pass (`swap_*`) has no Hess
 symmetric then, and what would be said of it is nan.
 
 Danger: the nodes within the bulk of the spectrum, around 0, stand for many eigenvalues each, so that the share below
-a threshold carries an error from the number of steps that its standard error, over directions, does not show.
+a threshold carries an error from the number of steps that its standard error, over directions, does not show: by 2
+directions x 24 steps it came out as .17 +- .15 and .0096 +- .0013 where the Hessian of a ResNet-8 of width 4 (`add`,
+5,142 parameters, 512 digits) has .164 before and .0159 after 20 epochs of training. The negative mass is too large by
+less: .39 +- .03 for .36, and .17 +- .04 for .11; it takes 100 to 200 steps to have it right.
 """
 
 import math
