@@ -171,7 +171,7 @@ def test_the_cells_of_the_full_study():
     configs = study_module.configurations(args)
     assert len(configs) == len({config_lib.hash8(c) for c in configs.values()}) == 60
     assert configs["gate_sig"].probes.saturation == 4 and configs["gate_sig, rate 0.3"].probes.saturation == 0
-    assert configs["gate_sig, gate rate x4.7"].optimizer.gate_lr == 4.7
+    assert configs["gate_sig, branch rate x4.7"].optimizer.gate_lr == 4.7
     assert Cell("se", {"model.merge_blocks": 1}).label == "se, 1 gated"
 
 
