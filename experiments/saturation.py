@@ -11,14 +11,15 @@ Every cell is a ResNet-8 on digits; seeds are paired over cells. The parts (--pa
   number    gates in some blocks only, of all granularities or of the channels
   masks     what the masks of trained products, gates and attentions look at
 
-Three explanations of Q5 stand against each other. Saturation: a good part of the gate's values lies at an asymptote.
-Small slope: none does, but a gate passes less of the gradient on, at init .212 of its amplitude; then a rate
-1/.212 = 4.7 times as large behind the gate, or a steeper gate, closes the gap to `add`. Sparsification: a ReLU after
-the merge kills units; then dropping it closes the gap that is there with it. What "closes" is, and who is
+Explanations of Q5 stand against each other. Saturation: a good part of the gate's values lies at an asymptote. Small
+slope: none does, but a gate passes less of the gradient on, at init .212 of its amplitude; then a steeper gate closes
+the gap to `add`, or a rate 1/.212 = 4.7 times as large behind the gate the gap to an `add` whose branch has that rate
+too. Small value: a gate of 1/2 halves what passes; then one of 1 closes the gap. Sparsification: a ReLU after the merge
+kills units; then dropping it closes the gap that is there with it. What "closes" is, and who is
 "supported", is said in resjax/analysis/saturation.py: `hypotheses`.
 
 Writes OUT.csv (a row per cell and seed), OUT_gates.csv (what the probe saw), OUT_course.csv, OUT_effects.csv,
-OUT_hypotheses.csv, OUT_rates.csv, OUT_masks.csv, OUT_maps.csv, OUT_costs.csv, and figures.
+OUT_hypotheses.csv, OUT_shape.csv, OUT_rates.csv, OUT_masks.csv, OUT_maps.csv, OUT_costs.csv, and figures.
 Exit code 1: a cell failed; 2: bad input, in one line; 128 + n: stopped by signal n.
 """
 
@@ -45,7 +46,7 @@ from experiments.saturation_cells import (
     parts,
     words,
 )
-from experiments.saturation_gates import register
+from experiments.saturation_gates import SHAPES, register
 from resjax import config as config_lib
 from resjax.analysis import saturation, tables
 from resjax.analysis import saturation_figures as figures
@@ -113,6 +114,9 @@ def report(found: study.Found) -> list[Path]:
     if "controls" in labels and len(gates) and (tests := cures([*labels["controls"], *labels.get("shape", ())])):
         results.tables["_hypotheses"] = saturation.hypotheses(nets, gates, tests)
         results.verdicts["Q5, explanations"] = verdicts.on_gates(results.tables["_hypotheses"])
+    if set(SHAPES) <= {*labels.get("shape", ())}:
+        results.tables["_shape"] = saturation.factorial(nets, SHAPES)
+        results.verdicts["Q5, slope and value"] = verdicts.on_shape(results.tables["_shape"])
     if "rates" in labels:
         results.tables["_rates"] = saturation.best_rates(nets[nets["cell"].isin(labels["rates"])])
         results.verdicts["Q5, learning rate"] = verdicts.on_rates(results.tables["_rates"], results.tables["_effects"])
@@ -143,7 +147,8 @@ def draw(out: str | Path) -> list[Path]:
             plan["_histograms"] = ("_gates", partial(figures.histograms, lost=lost))
         plan["_course"] = ("_course", partial(figures.course, lost=lost))
     if len(of["controls"]):
-        plan["_effects"] = ("_effects", lambda _, path: figures.effects(of["controls"], path))
+        controls = effects[effects["arm"].isin(["controls", "shape"])].drop_duplicates(["cell", "metric"])
+        plan["_effects"] = ("_effects", lambda _, path: figures.effects(controls, path))
     if "_rates" in read:
         merge, words = nets["merge"], nets["cell"].str.replace(", rate [^,]+", "", regex=True)
         swept = merge.isin([BASELINE, *read["_rates"]["merge"]]) & words.isin(
