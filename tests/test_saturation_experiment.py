@@ -49,7 +49,14 @@ def train(config, workdir) -> Path:
 
 def gate_row(seed, epoch, merge):
     row = {"seed": seed, "block": "", "gate": "" if merge in ("add", "mul", "mul_bn1") else "f"}
-    values = {"distance": 0.3, "saturated": 0.02 + 0.001 * seed, "slope_rms": 0.2, "slope_max": 0.25, "stuck": 0.0}
+    values = {
+        "mean": 0.5,
+        "distance": 0.3,
+        "saturated": 0.02 + 0.001 * seed,
+        "slope_rms": 0.2,
+        "slope_max": 0.25,
+        "stuck": 0.0,
+    }
     values |= dict.fromkeys(BINS, 1 / 16)
     row |= values if row["gate"] else dict.fromkeys(values)
     return row | {"grad_ratio": 0.2, "zeros": 0.0, "dead_units": 0.0, "update_ratio": 0.01, "epoch": epoch}

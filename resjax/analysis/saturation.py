@@ -19,7 +19,9 @@ METRICS = {  # column -> what it is, factor to the unit, unit; +1 where more is 
 }
 ENDS = {"": "mean", "_low": "ci_low", "_high": "ci_high"}  # of a column's name -> of `stats.mean_ci`
 SATURATED = 0.1  # a gate is called saturated if this share of its values lies at an asymptote
-OVER_TRAINING = ("distance", "saturated", "slope_share", "grad_ratio", "zeros", "dead_units", "update_ratio", "stuck")
+OVER_TRAINING = (  # columns of `resjax.probes.saturation`, and slope_share = slope_rms / slope_max
+    "mean", "distance", "saturated", "slope_share", "grad_ratio", "zeros", "dead_units", "update_ratio", "stuck",
+)  # fmt: skip
 
 Weights = Mapping[str, float]  # cell -> its weight in a sum
 
