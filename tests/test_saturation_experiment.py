@@ -108,7 +108,7 @@ def test_the_study_writes_its_tables_verdicts_and_figures(study, capsys):
     assert effects.loc[("controls", "gate_sig", "OA"), "difference"] == pytest.approx(-0.05)
     rates = study.read("_rates")
     assert rates["best"].tolist() == [1, 1]  # made-up losses fall with the accuracy
-    assert rates["at_edge"].tolist() == [6, 6]  # of three replicas of both merges
+    assert rates["at_edge"].tolist() == [6, 6] and not rates["inside"].any()  # three replicas of both merges
     course = study.read("_course")
     assert course[course["quantity"] == "slope_share"]["mean"].eq(0.8).all()
     costs = study.read("_costs").set_index("merge")
@@ -252,12 +252,12 @@ def test_the_best_rate_of_a_gate():
     assert row["ratio"] == pytest.approx(10) and row["best"] == 1 and row["best_add"] == 0.1
     assert row["at_base"] == pytest.approx(1) and row["at_best"] == pytest.approx(0)
     assert row["early_at_base"] == pytest.approx(2) and row["early_at_best"] == pytest.approx(0)
-    assert row["at_edge"] == 3  # of add: 10 was tried, though lost
+    assert row["at_edge"] == 3 and not row["inside"]  # by add: 10 was tried, though lost
     none = saturation.effects(nets, [])
     said = verdicts.on_rates(pd.DataFrame([row]), none)
     assert "best rate 10 [10, 10] times add's (n = 3)" in said and said.endswith("best for the others")
-    assert "NO BEST RATE: 3 of the replicas' picks end the grid" in said
-    assert "NO BEST RATE" not in verdicts.on_rates(pd.DataFrame([row | {"at_edge": 0}]), none)
+    assert "3 of the replicas' picks end the grid, NO BEST RATE" in said
+    assert "NO BEST RATE" not in verdicts.on_rates(pd.DataFrame([row | {"inside": True}]), none)
     default = dict.fromkeys(("difference", "difference_low", "difference_high"), 0.5)
     unpicked = pd.DataFrame([default | {"cell": "gate_sig", "baseline": "add", "metric": "log_train_loss", "pairs": 3}])
     said = verdicts.on_rates(pd.DataFrame([row]), unpicked)

@@ -195,8 +195,8 @@ def best_rates(nets: pd.DataFrame, baseline: str = "add") -> pd.DataFrame:
       ratio, ratio_low, ratio_high, n: the rate with a replica's lowest loss over that with the baseline's, geometric
         mean over seeds and its CI.
       best, best_add: the rates with the lowest mean loss of the merge, and of the baseline (best_<its name>).
-      at_edge: how many picks of replicas, of both merges, are the lowest or the highest rate that this merge was
-        tried at: its best rate may lie beyond.
+      inside: whether neither is the lowest or the highest rate that its merge was tried at, or it may lie beyond.
+      at_edge: how many picks of replicas, of both merges, are.
       at_base, at_best (..._low, ..._high): difference to the baseline in that loss at the baseline's best rate, and
         where both have their own best one; of every seed at the rates that are best for the others, so that no seed
         measures what it picked.
@@ -218,6 +218,7 @@ def best_rates(nets: pd.DataFrame, baseline: str = "add") -> pd.DataFrame:
             row |= {f"best_{baseline}": by_rate[baseline].mean().idxmin()}
             for column, key in {"ratio": "mean", "ratio_low": "ci_low", "ratio_high": "ci_high"}.items():
                 row[column] = None if ratio[key] is None else 10 ** ratio[key]
+            row["inside"] = all(by_rate[name].mean().idxmin() not in {*ends.loc[name]} for name in (merge, baseline))
             row["at_edge"] = sum(lowest[name].isin(ends.loc[name]).sum() for name in (merge, baseline))
             for prefix, metric in {"": "log_train_loss", "early_": "early_loss"}.items():
                 base = _at(tables[metric][baseline], picks[baseline])

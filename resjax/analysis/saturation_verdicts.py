@@ -63,7 +63,7 @@ def on_rates(table: pd.DataFrame, effects: pd.DataFrame) -> str:
         f"(n = {row['n']:.0f}); final training loss {interval(row, [f'at_base{n}' for n in names])} decades above "
         f"add's at add's best rate {row['best_add']:g}, {interval(row, [f'at_best{n}' for n in names])} at its own "
         f"{row['best']:g}; early training loss {interval(row, [f'early_at_base{n}' for n in names])} and "
-        f"{interval(row, [f'early_at_best{n}' for n in names])} nats" + _beyond(row["at_edge"])
+        f"{interval(row, [f'early_at_best{n}' for n in names])} nats" + _beyond(row)
         for _, row in table.iterrows()
     ]
     sentences.append("each seed was measured at the rates that were best for the others")
@@ -75,8 +75,9 @@ def on_rates(table: pd.DataFrame, effects: pd.DataFrame) -> str:
     return ". ".join(sentences)
 
 
-def _beyond(at_edge: float) -> str:
-    return f"; NO BEST RATE: {at_edge:.0f} of the replicas' picks end the grid, widen --rates" if at_edge else ""
+def _beyond(row: Mapping) -> str:
+    text = f"; {row['at_edge']:.0f} of the replicas' picks end the grid" if row["at_edge"] else ""
+    return text + ("" if row["inside"] else ", NO BEST RATE: widen --rates")
 
 
 def on_attention(course: pd.DataFrame, lost: pd.DataFrame) -> str:
