@@ -182,23 +182,30 @@ class Outcome:
         return "; ".join(dict.fromkeys(filter(None, self.table["reason"])))
 
 
-def trainer(launcher: launchers.Launcher, config: ConfigDict) -> Train:
-    """The real one. JAX starts here, for runs of `config`, or in each job if these are other processes."""
+def trainer(launcher: launchers.Launcher, config: ConfigDict, register: Callable[[], None] | None = None) -> Train:
+    """The real one. JAX starts here, for runs of `config`, or in each job if these are other processes.
+
+    `register` registers the study's own merges, where nets are trained; module-level, for jobs find it by its name.
+    """
     if launcher is not launchers.in_this_process:
         import jax
 
         jax.config.update("jax_platforms", "cpu")  # of this process: the accelerators are the jobs'
-        return _start_and_train
+        return partial(_start_and_train, register=register)
     from resjax.training import loop, startup
 
     startup.start(config)
+    if register:
+        register()
     return loop.train
 
 
-def _start_and_train(config: ConfigDict, workdir: str | os.PathLike) -> Path:
+def _start_and_train(config: ConfigDict, workdir: str | os.PathLike, register: Callable[[], None] | None) -> Path:
     from resjax.training import loop, startup
 
     startup.start(config)
+    if register:
+        register()
     return loop.train(config, workdir)
 
 

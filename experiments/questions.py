@@ -114,7 +114,7 @@ QUESTIONS = {
         Excerpt(
             "Gate values at an asymptote after training",
             "_course",
-            ("cell",),
+            ("cell", "gate"),
             {"mean": Value("share (%)", 100)},
             {"quantity": "saturated", "epoch": 40},
         ),

@@ -5,19 +5,21 @@
 
 Every cell is a ResNet-8 on digits; seeds are paired over cells. The parts (--parts):
   gates     all gates and attentions of --merges, their saturation and gradients looked at during training
-  controls  gate_sig and gate_sig_bn with a larger rate behind the gate, and with a ReLU after the merge
+  controls  add, gate_sig and gate_sig_bn with a larger rate in the branch, and with a ReLU after the merge
+  shape     gates of the values 1/2 and 1 and the slopes 1/4 and 1/2 at 0, in all pairs
   rates     learning rate x schedule for add and both: is a gate's rate only too small?
   number    gates in some blocks only, of all granularities or of the channels
   masks     what the masks of trained products, gates and attentions look at
 
-Three explanations of Q5 stand against each other. Saturation: a good part of the gate's values lies at an asymptote.
-Small slope: none does, but a gate passes less of the gradient on, at init .212 of its amplitude; then a rate
-1/.212 = 4.7 times as large behind the gate, or a steeper gate, closes the gap to `add`. Sparsification: a ReLU after
-the merge kills units; then dropping it closes the gap that is there with it. What "closes" is, and who is
+Explanations of Q5 stand against each other. Saturation: a good part of the gate's values lies at an asymptote. Small
+slope: none does, but a gate passes less of the gradient on, at init .212 of its amplitude; then a steeper gate closes
+the gap to `add`, or a rate 1/.212 = 4.7 times as large behind the gate the gap to an `add` whose branch has that rate
+too. Small value: a gate of 1/2 halves what passes; then one of 1 closes the gap. Sparsification: a ReLU after the merge
+kills units; then dropping it closes the gap that is there with it. What "closes" is, and who is
 "supported", is said in resjax/analysis/saturation.py: `hypotheses`.
 
 Writes OUT.csv (a row per cell and seed), OUT_gates.csv (what the probe saw), OUT_course.csv, OUT_effects.csv,
-OUT_hypotheses.csv, OUT_rates.csv, OUT_masks.csv, OUT_maps.csv, OUT_costs.csv, and figures.
+OUT_hypotheses.csv, OUT_shape.csv, OUT_rates.csv, OUT_masks.csv, OUT_maps.csv, OUT_costs.csv, and figures.
 Exit code 1: a cell failed; 2: bad input, in one line; 128 + n: stopped by signal n.
 """
 
@@ -44,6 +46,7 @@ from experiments.saturation_cells import (
     parts,
     words,
 )
+from experiments.saturation_gates import SHAPES, register
 from resjax import config as config_lib
 from resjax.analysis import saturation, tables
 from resjax.analysis import saturation_figures as figures
@@ -55,9 +58,9 @@ COSTED = ("add", "mul", "gate_sig", "se", "cbam", "eca", "simam", "gate_granular
 EARLY = 5  # epochs in which being under-trained shows
 IMAGES = 16  # whose masks are looked at
 SMOKE = {  # an mlp compiles in a third of the time, but has no maps, and so no masks
-    "merges": "gate_sig", "parts": "gates,controls,rates,number", "set": ["model.name=mlp"], "rates": (0.1,),
-    "schedules": ("cosine",), "blocks": (1,), "seeds": 2, "epochs": 6, "depth": 6, "width": 16, "every": 2,
-    "out": "results/saturation_smoke",
+    "merges": "gate_sig,gate_2sig", "parts": "gates,controls,shape,rates,number", "set": ["model.name=mlp"],
+    "rates": (0.1,), "schedules": ("cosine",), "blocks": (1,), "seeds": 2, "epochs": 6, "depth": 6, "width": 16,
+    "every": 2, "out": "results/saturation_smoke",
 }  # fmt: skip
 
 
@@ -65,7 +68,7 @@ def main(
     argv: Sequence[str] | None = None, train: cells.Train | None = None, measure: measuring.Measure | None = None
 ) -> int:
     """Runs the study; returns the exit code. `train` and `measure` replace the trainer and the looks."""
-    return study.main(MODULE, argv, _parser(), configurations, looks, report, train, measure)
+    return study.main(MODULE, argv, _parser(), configurations, looks, report, train, measure, register)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,7 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     p.set_defaults(out="results/saturation", merges=MERGES, seeds=6)
     group = p.add_argument_group("what is varied")
     group.add_argument("--parts", default=",".join(PARTS), metavar="A,B", help="%(default)s")
-    group.add_argument("--rates", type=cells.numbers, default=(0.03, 0.1, 0.3, 1.0), metavar="X,X", help="%(default)s")
+    rates = (0.03, 0.1, 0.3, 1.0, 3.0)
+    group.add_argument("--rates", type=cells.numbers, default=rates, metavar="X,X", help="%(default)s")
     group.add_argument("--schedules", type=words, default=("cosine", "constant", "step"), metavar="A,B")
     group.add_argument("--blocks", type=cells.whole_numbers, default=(1, 2), metavar="N,N", help="gated; beside all")
     group.add_argument("--every", type=int, default=4, metavar="N", help="epochs between two looks; %(default)s")
@@ -107,9 +111,12 @@ def report(found: study.Found) -> list[Path]:
     gates = looked_at(found)
     if len(gates):
         _on_gates(results, nets, gates, labels.get("gates", []))
-    if "controls" in labels and len(gates) and (tests := cures(labels["controls"])):
+    if "controls" in labels and len(gates) and (tests := cures([*labels["controls"], *labels.get("shape", ())])):
         results.tables["_hypotheses"] = saturation.hypotheses(nets, gates, tests)
         results.verdicts["Q5, explanations"] = verdicts.on_gates(results.tables["_hypotheses"])
+    if set(SHAPES) <= {*labels.get("shape", ())}:
+        results.tables["_shape"] = saturation.factorial(nets, SHAPES)
+        results.verdicts["Q5, slope and value"] = verdicts.on_shape(results.tables["_shape"])
     if "rates" in labels:
         results.tables["_rates"] = saturation.best_rates(nets[nets["cell"].isin(labels["rates"])])
         results.verdicts["Q5, learning rate"] = verdicts.on_rates(results.tables["_rates"], results.tables["_effects"])
@@ -140,7 +147,8 @@ def draw(out: str | Path) -> list[Path]:
             plan["_histograms"] = ("_gates", partial(figures.histograms, lost=lost))
         plan["_course"] = ("_course", partial(figures.course, lost=lost))
     if len(of["controls"]):
-        plan["_effects"] = ("_effects", lambda _, path: figures.effects(of["controls"], path))
+        controls = effects[effects["arm"].isin(["controls", "shape"])].drop_duplicates(["cell", "metric"])
+        plan["_effects"] = ("_effects", lambda _, path: figures.effects(controls, path))
     if "_rates" in read:
         merge, words = nets["merge"], nets["cell"].str.replace(", rate [^,]+", "", regex=True)
         swept = merge.isin([BASELINE, *read["_rates"]["merge"]]) & words.isin(

@@ -7,25 +7,26 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from experiments import cells
+from experiments.saturation_gates import SHAPES
 from resjax import config as config_lib
 from resjax.analysis import saturation
 from resjax.config import ConfigError
 
 BASELINE = "add"
 MERGES = "gate_sig,gate_sig_bn,gate_2sig,gate_alpha,gate_tanh,sig_sig,gate_granularity,se,cbam,simam"
-PARTS = ("gates", "controls", "rates", "number", "masks")
+PARTS = ("gates", "controls", "shape", "rates", "number", "masks")
 CONTROLLED = ("gate_sig", "gate_sig_bn")
-CURES = ("gate_2sig", "gate_alpha", "gate_tanh")  # of gate_sig: steeper
+STEEPER = ("gate_2sig", "gate_alpha", "gate_tanh")  # than gate_sig, and of another value at 0
 COUNTED = ("gate_granularity full", "gate_granularity channel", "se")
 MASKED = ("mul", "mul_bn1", "gate_sig", "gate_granularity spatial", "simam", "cbam", "se")
 GRANULARITIES = ("scalar", "channel", "spatial", "full")
-GATE_RATE = {"optimizer.gate_lr": 4.7}
+BRANCH_RATE = {"optimizer.gate_lr": 4.7}  # the gate is a function of the branch; `add` has one as well
 RELU = {"model.post_activation": "relu"}
 WORDS = {  # entry -> what a label says of it
     "model.granularity": " {}",
     "model.merge_blocks": ", {} gated",
     "model.post_activation": ", {}",
-    "optimizer.gate_lr": ", gate rate x{:g}",
+    "optimizer.gate_lr": ", branch rate x{:g}",
     "optimizer.learning_rate": ", rate {:g}",
     "schedule.name": ", {}",
 }
@@ -69,13 +70,16 @@ def parts(args: argparse.Namespace) -> dict[str, list[Cell]]:
     sweep = [{key: value for key, value in entries.items() if value != reference[key]} for entries in sweep]
     chosen = {
         "gates": list(plain.values()),
-        "controls": [plain[BASELINE], *(plain[name] for name in controlled), Cell(BASELINE, RELU)],
+        "controls": [plain[BASELINE], *(plain[name] for name in controlled)],
+        "shape": [plain[BASELINE]],
         "rates": [Cell(name, entries, probed=False) for entries in sweep for name in (BASELINE, *controlled)],
         "number": [plain[BASELINE]],
         "masks": [cell for label, cell in plain.items() if label in MASKED],
     }
-    chosen["controls"] += [Cell(name, entries) for name in controlled for entries in (GATE_RATE, RELU)]
-    chosen["controls"] += [plain[name] for name in CURES if name in plain and "gate_sig" in names]
+    chosen["controls"] += [Cell(name, entries) for name in (BASELINE, *controlled) for entries in (BRANCH_RATE, RELU)]
+    chosen["controls"] += [plain[name] for name in STEEPER if name in plain and "gate_sig" in names]
+    if {"gate_sig", "gate_2sig"} <= {*names}:
+        chosen["shape"] += [Cell(name, {}) for name in SHAPES]
     for cell in (plain[label] for label in COUNTED if label in plain):
         chosen["number"] += [cell._replace(entries={**cell.entries, "model.merge_blocks": n}) for n in args.blocks]
         chosen["number"].append(cell)
@@ -107,29 +111,36 @@ def configurations(args: argparse.Namespace) -> dict[str, ConfigDict]:
 
 
 def pairs(chosen: Mapping[str, Sequence[Cell]], trained: set[str]) -> list[tuple[str, str, str]]:
-    """(part, cell, what it is compared with): `add`, with a ReLU where the cell has one; of cells in `trained`."""
-    relu = Cell(BASELINE, RELU).label
+    """(part, cell, what it is compared with), of cells in `trained`.
+
+    That is `add`, with the ReLU or the branch's rate that the cell has; each of these is compared with `add` itself.
+    """
     found = []
     for part, own in chosen.items():
-        for label in dict.fromkeys(cell.label for cell in own if part != "rates"):
-            baseline = relu if label.endswith(WORDS["model.post_activation"].format("relu")) else BASELINE
+        for label, cell in {cell.label: cell for cell in own if part != "rates"}.items():
+            shared = cell.entries if cell.merge != BASELINE and cell.entries in (BRANCH_RATE, RELU) else {}
+            baseline = Cell(BASELINE, shared).label
             if label != baseline and {label, baseline} <= trained:
                 found.append((part, label, baseline))
     return found
 
 
 def cures(labels: Sequence[str]) -> list[saturation.Cure]:
-    """What should close the gap of each controlled gate, given the cells of that part."""
-    relu = {name: Cell(name, RELU).label for name in (BASELINE, *CONTROLLED)}
+    """What should close the gap of each controlled gate, given the cells of the study."""
     found = []
     for name in [name for name in CONTROLLED if name in labels]:
-        changed = {"the gate's rate x4.7": Cell(name, GATE_RATE).label}
-        if name == "gate_sig":
-            changed |= {cure: cure for cure in CURES if cure in labels}
         gap = {name: 1, BASELINE: -1}
-        found += [
-            saturation.Cure(name, "small slope", words, gap, {cell: 1, BASELINE: -1}) for words, cell in changed.items()
-        ]
-        with_relu = {relu[name]: 1, relu[BASELINE]: -1}
+        faster, with_relu = (
+            {Cell(name, entries).label: 1, Cell(BASELINE, entries).label: -1} for entries in (BRANCH_RATE, RELU)
+        )
+        found.append(saturation.Cure(name, "small slope", "the branch's rate x4.7, for both", gap, faster))
+        if name == "gate_sig":
+            causes = {"gate_sig_steep": "small slope", "gate_2sig_flat": "small value"}
+            causes |= dict.fromkeys(STEEPER, "small slope and value")
+            found += [
+                saturation.Cure(name, cause, cell, gap, {cell: 1, BASELINE: -1})
+                for cell, cause in causes.items()
+                if cell in labels
+            ]
         found.append(saturation.Cure(name, "ReLU after the merge", "no ReLU", with_relu, gap))
     return found

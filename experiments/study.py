@@ -56,6 +56,7 @@ def main(
     report: Callable[[Found], list[Path]],
     train: cells.Train | None = None,
     measure: measuring.Measure | None = None,
+    register: Callable[[], None] | None = None,
 ) -> int:
     """Runs a study; returns the exit code (1: a cell failed, 2: bad input, 128 + n: stopped by signal n).
 
@@ -69,6 +70,7 @@ def main(
       report: prints the verdicts, writes tables and figures, and returns their paths.
       train: replaces the trainer.
       measure: replaces `resjax.probes.of_run.measure`.
+      register: of `cells.trainer`.
     """
     argv = sys.argv[1:] if argv is None else argv
     args = cells.parse(parser, argv)
@@ -76,7 +78,7 @@ def main(
     try:
         launcher = launchers.chosen(args)
         configs = configurations(args)
-        train = train or cells.trainer(launcher, next(iter(configs.values())))
+        train = train or cells.trainer(launcher, next(iter(configs.values())), register)
         if measure is None:
             from resjax.probes.of_run import measure
         outcomes = cells.run(configs, train, args.workdir, console, launcher)

@@ -223,6 +223,21 @@ def test_simam_is_always_above_its_lowest_value():
     assert float(jnp.min(position(gate, m))) < 0.01
 
 
+def test_the_logistics_of_cbam_are_judged_apart():
+    x = jax.random.normal(jax.random.key(5), (6, 8, 8, 3))
+    at = subject(x, depth=8, merge="cbam")
+    at.variables["params"]["stage1_block1"]["merge"]["cbam"]["spatial"]["kernel"] *= 0  # a logistic at 1/2 throughout
+    got = saturation(at).set_index(["block", "gate"])
+    assert list(got.loc["stage1_block1"].index) == ["channel_gate", "spatial_gate"] and len(got) == 6
+    spatial = got.loc[("stage1_block1", "spatial_gate")]
+    assert spatial["mean"] == 0.5 and spatial["saturated"] == 0 and spatial["slope_rms"] == 0.25
+    assert got.loc[("stage1_block1", "channel_gate"), "std"] > 0
+
+
+def test_of_a_vector_cbam_has_one_logistic(vectors):
+    assert set(saturation(subject(vectors, name="mlp", merge="cbam"))["gate"]) == {"channel_gate"}
+
+
 class Twice(nn.Module):
     @nn.compact
     def __call__(self, x, train=False):

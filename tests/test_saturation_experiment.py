@@ -49,7 +49,14 @@ def train(config, workdir) -> Path:
 
 def gate_row(seed, epoch, merge):
     row = {"seed": seed, "block": "", "gate": "" if merge in ("add", "mul", "mul_bn1") else "f"}
-    values = {"distance": 0.3, "saturated": 0.02 + 0.001 * seed, "slope_rms": 0.2, "slope_max": 0.25, "stuck": 0.0}
+    values = {
+        "mean": 0.5,
+        "distance": 0.3,
+        "saturated": 0.02 + 0.001 * seed,
+        "slope_rms": 0.2,
+        "slope_max": 0.25,
+        "stuck": 0.0,
+    }
     values |= dict.fromkeys(BINS, 1 / 16)
     row |= values if row["gate"] else dict.fromkeys(values)
     return row | {"grad_ratio": 0.2, "zeros": 0.0, "dead_units": 0.0, "update_ratio": 0.01, "epoch": epoch}
@@ -90,13 +97,18 @@ def test_the_study_writes_its_tables_verdicts_and_figures(study, capsys):
     assert nets.groupby("cell").size().eq(3).all() and (nets["status"] == "diverged").sum() == 1
     assert set(nets["blocks"]) == {1, 2, 3} and set(nets["schedule"]) == {"cosine", "step"}
     hypotheses = study.read("_hypotheses").set_index(["evidence", "metric"])["verdict"]
+    assert set(study.read("_shape")["effect"]) == {"slope", "value", "interaction"}
     assert hypotheses["share of gate values at an asymptote", "saturated"] == "refuted"
-    assert hypotheses["the gate's rate x4.7", "OA"] == hypotheses["gate_2sig", "OA"] == "supported"
+    assert hypotheses["the branch's rate x4.7, for both", "OA"] == hypotheses["gate_2sig", "OA"] == "supported"
     assert hypotheses["no ReLU", "OA"] == "refuted"  # the gap is there without it
     effects = study.read("_effects").set_index(["arm", "cell", "metric"])
-    assert effects.loc[("controls", "gate_sig, relu", "OA"), "baseline"] == "add, relu"
+    for more in ("relu", "branch rate x4.7"):
+        assert effects.loc[("controls", f"gate_sig, {more}", "OA"), "baseline"] == f"add, {more}"
+        assert effects.loc[("controls", f"add, {more}", "OA"), "baseline"] == "add"
     assert effects.loc[("controls", "gate_sig", "OA"), "difference"] == pytest.approx(-0.05)
-    assert study.read("_rates")["best"].tolist() == [1, 1]  # made-up losses fall with the accuracy
+    rates = study.read("_rates")
+    assert rates["best"].tolist() == [1, 1]  # made-up losses fall with the accuracy
+    assert rates["at_edge"].tolist() == [6, 6] and not rates["inside"].any()  # three replicas of both merges
     course = study.read("_course")
     assert course[course["quantity"] == "slope_share"]["mean"].eq(0.8).all()
     costs = study.read("_costs").set_index("merge")
@@ -166,12 +178,12 @@ def test_the_cells_of_the_full_study():
     args = cells.parse(study_module._parser(), [])
     labels = {name: [cell.label for cell in own] for name, own in parts(args).items()}
     assert labels["gates"][:2] == ["add", "gate_sig"] and "gate_granularity spatial" in labels["gates"]
-    assert len(labels["rates"]) == 36 and "gate_sig_bn, rate 0.3, step" in labels["rates"]
+    assert len(labels["rates"]) == 45 and "gate_sig_bn, rate 0.3, step" in labels["rates"]
     assert "se, 2 gated" in labels["number"] and "gate_granularity full, 1 gated" in labels["number"]
     configs = study_module.configurations(args)
-    assert len(configs) == len({config_lib.hash8(c) for c in configs.values()}) == 60
+    assert len(configs) == len({config_lib.hash8(c) for c in configs.values()}) == 72
     assert configs["gate_sig"].probes.saturation == 4 and configs["gate_sig, rate 0.3"].probes.saturation == 0
-    assert configs["gate_sig, gate rate x4.7"].optimizer.gate_lr == 4.7
+    assert {configs[f"{name}, branch rate x4.7"].optimizer.gate_lr for name in ("add", "gate_sig")} == {4.7}
     assert Cell("se", {"model.merge_blocks": 1}).label == "se, 1 gated"
 
 
@@ -233,20 +245,53 @@ def test_the_best_rate_of_a_gate():
             for seed in range(3):
                 lost = rate == 10 and seed == 0
                 loss = np.nan if lost else (0.0 if rate == best else 1.0) + 0.01 * seed
-                rows.append([f"{merge} {rate}", merge, "cosine", rate, seed, loss])
-    nets = pd.DataFrame(rows, columns=["cell", "merge", "schedule", "learning_rate", "seed", "log_train_loss"])
+                rows.append([merge, "cosine", rate, seed, loss, 2 * loss])
+    columns = ["merge", "schedule", "learning_rate", "seed", "log_train_loss", "early_loss"]
+    nets = pd.DataFrame(rows, columns=columns).assign(cell="")
     (row,) = saturation.best_rates(nets).to_dict("records")
     assert row["ratio"] == pytest.approx(10) and row["best"] == 1 and row["best_add"] == 0.1
     assert row["at_base"] == pytest.approx(1) and row["at_best"] == pytest.approx(0)
+    assert row["early_at_base"] == pytest.approx(2) and row["early_at_best"] == pytest.approx(0)
+    assert row["at_edge"] == 3 and not row["inside"]  # by add: 10 was tried, though lost
     none = saturation.effects(nets, [])
     said = verdicts.on_rates(pd.DataFrame([row]), none)
-    assert "best rate 10 [10, 10] times add's (n = 3)" in said and said.endswith(
-        "picked on the same seeds that measure the differences"
-    )
+    assert "best rate 10 [10, 10] times add's (n = 3)" in said and said.endswith("best for the others")
+    assert "3 of the replicas' picks end the grid, NO BEST RATE" in said
+    assert "NO BEST RATE" not in verdicts.on_rates(pd.DataFrame([row | {"inside": True}]), none)
     default = dict.fromkeys(("difference", "difference_low", "difference_high"), 0.5)
     unpicked = pd.DataFrame([default | {"cell": "gate_sig", "baseline": "add", "metric": "log_train_loss", "pairs": 3}])
     said = verdicts.on_rates(pd.DataFrame([row]), unpicked)
-    assert said.endswith("at the rate and schedule that all share are gate_sig 0.5 [0.5, 0.5] (n = 3)")
+    assert said.endswith("that all share the final losses differ by gate_sig 0.5 [0.5, 0.5] (n = 3)")
+
+
+def test_no_seed_measures_the_rate_that_it_picked():
+    losses = {("add", 0.1): [0, 0, 0], ("add", 1.0): [1, 1, 1]}  # "gate" is best at 1, but for the first seed
+    losses |= {("gate", 0.1): [0, 3, 3], ("gate", 1.0): [9, 1, 2]}
+    rows = [
+        {"merge": merge, "schedule": "cosine", "learning_rate": rate, "seed": seed, "log_train_loss": float(loss)}
+        for (merge, rate), of_seeds in losses.items()
+        for seed, loss in enumerate(of_seeds)
+    ]
+    nets = pd.DataFrame(rows).assign(early_loss=lambda table: table["log_train_loss"])
+    assert saturation.best_rates(nets)["at_best"].item() == (9 + 3 + 3) / 3
+
+
+def test_slope_and_value_are_told_apart():
+    by_shape = {"a": 0.0, "b": 3.0, "c": 1.0, "d": 5.0}
+    nets = nets_of(**{cell: x + NOISE for cell, x in by_shape.items()})
+    table = saturation.factorial(nets, {"a": (0.5, 0.25), "b": (0.5, 0.5), "c": (1.0, 0.25), "d": (1.0, 0.5)})
+    early = table[table["metric"] == "early_loss"].set_index("effect")["estimate"]
+    assert early.to_dict() == pytest.approx({"slope": 3.5, "value": 1.5, "interaction": 1})
+    assert "n = 4: twice the slope at 0 changes early training loss by 3.5 [3.5, 3.5] nats" in verdicts.on_shape(table)
+
+
+def test_the_gates_of_a_cell_are_judged_apart():
+    gates = pd.DataFrame([gate_row(0, 0, "cbam") | {"cell": "cbam", "merge": "cbam", "gate": gate, "saturated": share}
+                          for gate, share in {"channel_gate": 0.0, "spatial_gate": 0.5}.items()])  # fmt: skip
+    course = saturation.over_training(gates)
+    shares = course[course["quantity"] == "saturated"].set_index("gate")["mean"]
+    assert shares.to_dict() == {"channel_gate": 0, "spatial_gate": 0.5}
+    assert "cbam: spatial_gate 50" in verdicts.on_attention(course, pd.DataFrame({"cell": []}))
 
 
 def test_masks_that_follow_the_ink_and_flat_ones():

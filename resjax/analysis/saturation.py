@@ -17,8 +17,11 @@ METRICS = {  # column -> what it is, factor to the unit, unit; +1 where more is 
     "log_train_loss": ("log10 of the final training loss", 1, "decades", 1),
     "OA": ("overall accuracy", 100, "points", -1),
 }
+ENDS = {"": "mean", "_low": "ci_low", "_high": "ci_high"}  # of a column's name -> of `stats.mean_ci`
 SATURATED = 0.1  # a gate is called saturated if this share of its values lies at an asymptote
-OVER_TRAINING = ("distance", "saturated", "slope_share", "grad_ratio", "zeros", "dead_units", "update_ratio", "stuck")
+OVER_TRAINING = (  # columns of `resjax.probes.saturation`, and slope_share = slope_rms / slope_max
+    "mean", "distance", "saturated", "slope_share", "grad_ratio", "zeros", "dead_units", "update_ratio", "stuck",
+)  # fmt: skip
 
 Weights = Mapping[str, float]  # cell -> its weight in a sum
 
@@ -66,10 +69,10 @@ def effects(nets: pd.DataFrame, pairs: Iterable[tuple[str, str, str]]) -> pd.Dat
 
 
 def over_training(gates: pd.DataFrame) -> pd.DataFrame:
-    """A row per (cell, merge, epoch, quantity of OVER_TRAINING): mean, ci_low, ci_high and n over seeds.
+    """A row per (cell, merge, gate, epoch, quantity of OVER_TRAINING): mean, ci_low, ci_high and n over seeds.
 
-    A seed's value is its mean over the gates of the net; of blocks without gates where the net has none at all. One
-    that is not finite is left out.
+    A seed's value is its mean over the blocks of the net that have this gate; over those without gates, gate "", where
+    the net has none at all. One that is not finite is left out.
 
     Args:
       gates: without the replicas that diverged, or the seeds would differ from epoch to epoch.
@@ -77,15 +80,49 @@ def over_training(gates: pd.DataFrame) -> pd.DataFrame:
     gates = gates.assign(slope_share=gates["slope_rms"] / gates["slope_max"])
     gated = gates["gate"] != ""
     gates = gates[gated | ~gated.groupby(gates["cell"]).transform("any")]
-    values = gates.groupby(["cell", "merge", "epoch", "seed"], sort=False)[list(OVER_TRAINING)].mean()
+    keys = ["cell", "merge", "gate", "epoch"]
+    values = gates.groupby([*keys, "seed"], sort=False)[list(OVER_TRAINING)].mean()
     rows = []
-    for key, of_epoch in values.groupby(["cell", "merge", "epoch"], sort=False):
+    for key, of_epoch in values.groupby(keys, sort=False):
         for quantity in OVER_TRAINING:
             if len(present := of_epoch.loc[np.isfinite(of_epoch[quantity]), quantity]):
                 ci = stats.mean_ci(present)
                 rows.append([*key, quantity, ci["mean"], ci["ci_low"], ci["ci_high"], ci["n"]])
-    columns = ["cell", "merge", "epoch", "quantity", "mean", "ci_low", "ci_high", "n"]
+    columns = [*keys, "quantity", "mean", "ci_low", "ci_high", "n"]
     return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(("mean", "ci_low", "ci_high"), float))
+
+
+def gate_names(table: pd.DataFrame) -> pd.Series:
+    """`cell`, or `cell: gate` of a cell that has several."""
+    several = table["cell"].map(table.groupby("cell")["gate"].nunique() > 1)
+    return table["cell"].where(~several, table["cell"] + ": " + table["gate"])
+
+
+def factorial(nets: pd.DataFrame, shapes: Mapping[str, tuple[float, float]]) -> pd.DataFrame:
+    """What value and slope of a gate at 0 change, each alone: a row per (effect, metric), in the metric's own unit.
+
+    Columns: effect, metric, n, estimate, estimate_low, estimate_high. The effect "slope" is that of the larger slope,
+    mean over both values, "value" that of the larger value; "interaction" is the slope's effect at the larger value
+    less that at the smaller one.
+
+    Args:
+      nets: of all cells of `shapes`.
+      shapes: cell -> value and slope, of which there are two each, in all four pairs.
+    """
+    low = [min(numbers) for numbers in zip(*shapes.values(), strict=True)]
+    signs = {cell: [-1 if x == least else 1 for x, least in zip(of, low, strict=True)] for cell, of in shapes.items()}
+    weights = {
+        "slope": {cell: slope / 2 for cell, (_, slope) in signs.items()},
+        "value": {cell: value / 2 for cell, (value, _) in signs.items()},
+        "interaction": {cell: value * slope for cell, (value, slope) in signs.items()},
+    }
+    rows = []
+    for effect, own in weights.items():
+        for metric in METRICS:
+            ci = contrast(nets, own, metric)
+            rows.append([effect, metric, ci["n"], ci["mean"], ci["ci_low"], ci["ci_high"]])
+    numbers = ["estimate", "estimate_low", "estimate_high"]
+    return pd.DataFrame(rows, columns=["effect", "metric", "n", *numbers]).astype(dict.fromkeys(numbers, float))
 
 
 def hypotheses(nets: pd.DataFrame, gates: pd.DataFrame, cures: Sequence[Cure]) -> pd.DataFrame:
@@ -133,7 +170,7 @@ def _row(merge: str, hypothesis: str, evidence: str, metric: str, parts: Mapping
     row = {"merge": merge, "hypothesis": hypothesis, "evidence": evidence, "metric": metric}
     row["n"] = parts["estimate"]["n"]
     for name, ci in parts.items():
-        for end, key in {"": "mean", "_low": "ci_low", "_high": "ci_high"}.items():
+        for end, key in ENDS.items():
             row[name + end] = ci[key] if ci else None
     return row | {"verdict": verdict}
 
@@ -148,41 +185,67 @@ def decided(ci: Mapping) -> str:
 def best_rates(nets: pd.DataFrame, baseline: str = "add") -> pd.DataFrame:
     """A row per (merge, schedule): is a gate's learning rate only too small?
 
+    A rate at which a replica diverged is none. Rates are picked by log10 of the final training loss.
+
     Args:
       nets: of all rates and schedules, with the columns learning_rate and schedule.
       baseline: the merge that is compared with.
 
     Columns:
-      ratio, ratio_low, ratio_high, n: the rate with a replica's lowest final training loss over that of the
-        baseline's, geometric mean over seeds and its CI.
-      best: the rate with the merge's lowest mean log10 of the final training loss; a rate at which replicas diverged
-        is none.
-      at_base, at_best (..._low, ..._high): difference to the baseline in that logarithm at the baseline's best rate,
-        and where both have their own best one. Danger: the rates are picked on the seeds that measure these
-        differences, so that the losses are a little too low, and the intervals too narrow.
+      ratio, ratio_low, ratio_high, n: the rate with a replica's lowest loss over that with the baseline's, geometric
+        mean over seeds and its CI.
+      best, best_add: the rates with the lowest mean loss of the merge, and of the baseline (best_<its name>).
+      inside: whether neither is the lowest or the highest rate that its merge was tried at, or it may lie beyond.
+      at_edge: how many picks of replicas, of both merges, are.
+      at_base, at_best (..._low, ..._high): difference to the baseline in that loss at the baseline's best rate, and
+        where both have their own best one; of every seed at the rates that are best for the others, so that no seed
+        measures what it picked.
+      early_at_base, early_at_best: the same of early_loss.
     """
-    metric, rows = "log_train_loss", []
+    rows = []
     for schedule, of_schedule in nets.groupby("schedule", sort=False):
-        best, chosen = {}, {}
-        for merge, own in of_schedule.groupby("merge", sort=False):
-            by_rate = own.pivot_table(index="seed", columns="learning_rate", values=metric, dropna=False)
-            by_rate = by_rate.loc[:, by_rate.notna().all()]
-            if by_rate.size:
-                best[merge] = by_rate.mean().idxmin()
-                chosen[merge] = np.log10(by_rate.idxmin(axis="columns"))
-        cell = of_schedule.drop_duplicates(["merge", "learning_rate"]).set_index(["merge", "learning_rate"])["cell"]
-        for merge in [merge for merge in best if merge != baseline and baseline in best]:
-            ratio = stats.paired_difference(chosen[merge].to_dict(), chosen[baseline].to_dict())
-            row = {"merge": merge, "schedule": schedule, "n": ratio["n"], "best": best[merge]}
-            row |= {f"best_{baseline}": best[baseline]}
+        ends = of_schedule.groupby("merge")["learning_rate"].agg(["min", "max"])
+        tables = {
+            metric: {merge: _by_rate(own, metric) for merge, own in of_schedule.groupby("merge", sort=False)}
+            for metric in ("log_train_loss", "early_loss")
+        }
+        by_rate = {merge: table for merge, table in tables["log_train_loss"].items() if table.size}
+        lowest = {merge: table.idxmin(axis="columns") for merge, table in by_rate.items()}
+        picks = {merge: _picked_by_others(table) for merge, table in by_rate.items()}
+        for merge in [merge for merge in by_rate if merge != baseline and baseline in by_rate]:
+            ratio = stats.paired_difference(*(np.log10(lowest[name]).to_dict() for name in (merge, baseline)))
+            row = {"merge": merge, "schedule": schedule, "n": ratio["n"], "best": by_rate[merge].mean().idxmin()}
+            row |= {f"best_{baseline}": by_rate[baseline].mean().idxmin()}
             for column, key in {"ratio": "mean", "ratio_low": "ci_low", "ratio_high": "ci_high"}.items():
                 row[column] = None if ratio[key] is None else 10 ** ratio[key]
-            for column, rate in {"at_base": best[baseline], "at_best": best[merge]}.items():
-                d = contrast(of_schedule, {cell[merge, rate]: 1, cell[baseline, best[baseline]]: -1}, metric)
-                row |= {column: d["mean"], f"{column}_low": d["ci_low"], f"{column}_high": d["ci_high"]}
+            row["inside"] = all(by_rate[name].mean().idxmin() not in {*ends.loc[name]} for name in (merge, baseline))
+            row["at_edge"] = sum(lowest[name].isin(ends.loc[name]).sum() for name in (merge, baseline))
+            for prefix, metric in {"": "log_train_loss", "early_": "early_loss"}.items():
+                base = _at(tables[metric][baseline], picks[baseline])
+                for column, rates in {"at_base": picks[baseline], "at_best": picks[merge]}.items():
+                    d = stats.mean_ci((_at(tables[metric][merge], rates) - base).dropna())
+                    row |= {f"{prefix}{column}{end}": d[key] for end, key in ENDS.items()}
             rows.append(row)
     frame = pd.DataFrame(rows)
     return frame.astype(dict.fromkeys(frame.columns.difference(["merge", "schedule"]), float))
+
+
+def _by_rate(nets: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Seeds x rates, of the rates at which no replica diverged."""
+    values = nets.pivot_table(index="seed", columns="learning_rate", values=metric, dropna=False)
+    return values.loc[:, values.notna().all()]
+
+
+def _picked_by_others(by_rate: pd.DataFrame) -> pd.Series:
+    """Seed -> the rate that is best for the others; its own best if it is alone."""
+    others = {seed: by_rate.drop(index=seed) if len(by_rate) > 1 else by_rate for seed in by_rate.index}
+    return pd.Series({seed: table.mean().idxmin() for seed, table in others.items()})
+
+
+def _at(by_rate: pd.DataFrame, rates: pd.Series) -> pd.Series:
+    """Every seed's value at its rate; nan where there is none."""
+    values = by_rate.stack()
+    return pd.Series({seed: values.get((seed, rate), np.nan) for seed, rate in rates.items()})
 
 
 def attention(masks: pd.DataFrame) -> pd.DataFrame:

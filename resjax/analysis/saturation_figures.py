@@ -15,7 +15,7 @@ import pandas as pd
 
 from resjax import stats
 from resjax.analysis import figures
-from resjax.analysis.saturation import METRICS
+from resjax.analysis.saturation import METRICS, gate_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,19 +50,17 @@ def histograms(gates: pd.DataFrame, path: str | os.PathLike, lost: int = 0) -> l
 
     gates = gates[gates["gate"] != ""]
     bins = sorted((name for name in gates if name.startswith("bin_")), key=lambda name: int(name[4:]))
-    several = gates.groupby("cell")["gate"].nunique() > 1
-    kinds = list(gates.groupby(["cell", "gate"], sort=False))
+    kinds = list(gates.groupby(gate_names(gates), sort=False))
     columns = min(5, len(kinds))
     with matplotlib.rc_context(figures.RC):
         figure = figures.new_figure(WIDTH, 0.6 + 1.35 * ceil(len(kinds) / columns))
         panels = _grid(figure, len(kinds), columns, sharex=True, sharey=True)
-        for axes, ((cell, gate), own) in zip(panels, kinds, strict=True):
+        for axes, (name, own) in zip(panels, kinds, strict=True):
             share = 100 * own.groupby("epoch")[bins].mean()
             edges = _edges(share.index.to_numpy())
             norm = PowerNorm(0.5, 0, 50)
             drawn = axes.pcolormesh(edges, np.linspace(0, 1, len(bins) + 1), share.T, norm=norm, cmap="viridis")
             axes.grid(visible=False)
-            name = f"{cell}: {gate}" if several[cell] else cell
             axes.set_title(name.replace("gate_granularity", "granularity"), fontsize=8)
             axes.set_yticks([0, 0.5, 1])
         bar = figure.colorbar(drawn, ax=panels, ticks=[0, 1, 5, 10, 20, 30, 50], extend="max", pad=0.01, aspect=30)
@@ -80,6 +78,7 @@ def course(table: pd.DataFrame, path: str | os.PathLike, lost: int = 0) -> list[
     import matplotlib
     from matplotlib.ticker import FixedLocator, NullLocator
 
+    table = table.assign(cell=gate_names(table))
     dashes = _dashes(table)
     with matplotlib.rc_context(figures.RC):
         figure = figures.new_figure(WIDTH, 5.6)
@@ -111,7 +110,7 @@ def course(table: pd.DataFrame, path: str | os.PathLike, lost: int = 0) -> list[
         handles = {line.get_label(): line for axes in panels for line in axes.lines}
         n = table["n"].max()
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=7, handlelength=4)
-        figure.suptitle(f"mean over the gates of a net, 95 % CI over seeds (n = {n}){_left_out(lost)}", fontsize=9)
+        figure.suptitle(f"mean over the blocks of a net, 95 % CI over seeds (n = {n}){_left_out(lost)}", fontsize=9)
         return _saved(figure, path)
 
 
@@ -147,7 +146,7 @@ def rates(nets: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
 
 
 def effects(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
-    """Draws paired differences of `saturation.effects`, a panel per metric, to `add` with and without the ReLU."""
+    """Draws paired differences of `saturation.effects`, a panel per metric, to the `add` that each cell has."""
     import matplotlib
 
     names = list(dict.fromkeys(table["cell"]))
@@ -171,7 +170,9 @@ def effects(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
         ]
         panels[0].set_yticks(range(len(names)), ticks, fontsize=8)
         panels[0].set_ylim(len(names) - 0.5, -0.5)
-        figure.suptitle("difference to add, with a ReLU where the cell has one; paired by seed, 95 % CI", fontsize=9)
+        figure.suptitle(
+            "difference to add, with the ReLU or branch rate of the cell; paired by seed, 95 % CI", fontsize=9
+        )
         return _saved(figure, path)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from resjax.analysis.saturation import contrast, decided
+from resjax.analysis.saturation import contrast, decided, gate_names
 
 ESTIMATE = ("estimate", "estimate_low", "estimate_high")
 
@@ -38,8 +38,20 @@ def on_gates(table: pd.DataFrame) -> str:
     return ". ".join(sentences)
 
 
+def on_shape(table: pd.DataFrame) -> str:
+    """What slope and value of the gate at 0 do alone, from `factorial`."""
+    units = {"early_loss": "early training loss by {} nats", "log_train_loss": "final training loss by {} decades"}
+    cells = table.set_index(["effect", "metric"])
+    words = {"slope": "twice the slope at 0", "value": "twice the value at 0", "interaction": "their interaction"}
+    return f"n = {table['n'].max()}: " + "; ".join(
+        f"{what} changes "
+        + ", ".join(text.format(interval(cells.loc[effect, metric], ESTIMATE)) for metric, text in units.items())
+        for effect, what in words.items()
+    )
+
+
 def on_rates(table: pd.DataFrame, effects: pd.DataFrame) -> str:
-    """Whether a gate wants a larger rate, and whether that closes its gap, from `best_rates`.
+    """Whether a gate wants another rate, and whether that closes its gap, from `best_rates`.
 
     Beside it what `effects` says of the same merges where the rate was not picked at all, if it says anything.
     """
@@ -50,23 +62,30 @@ def on_rates(table: pd.DataFrame, effects: pd.DataFrame) -> str:
         f"{row['merge']}, {row['schedule']}: best rate {interval(row, [f'ratio{n}' for n in names])} times add's "
         f"(n = {row['n']:.0f}); final training loss {interval(row, [f'at_base{n}' for n in names])} decades above "
         f"add's at add's best rate {row['best_add']:g}, {interval(row, [f'at_best{n}' for n in names])} at its own "
-        f"{row['best']:g}"
+        f"{row['best']:g}; early training loss {interval(row, [f'early_at_base{n}' for n in names])} and "
+        f"{interval(row, [f'early_at_best{n}' for n in names])} nats" + _beyond(row)
         for _, row in table.iterrows()
     ]
-    sentences.append("all these rates were picked on the same seeds that measure the differences")
+    sentences.append("each seed was measured at the rates that were best for the others")
     if len(unpicked):
-        sentences[-1] += ", which at the rate and schedule that all share are " + ", ".join(
+        sentences[-1] += "; at the rate and schedule that all share the final losses differ by " + ", ".join(
             f"{row['cell']} {interval(row, [f'difference{n}' for n in names])} (n = {row['pairs']:.0f})"
             for _, row in unpicked.iterrows()
         )
     return ". ".join(sentences)
 
 
+def _beyond(row: Mapping) -> str:
+    text = f"; {row['at_edge']:.0f} of the replicas' picks end the grid" if row["at_edge"] else ""
+    return text + ("" if row["inside"] else ", NO BEST RATE: widen --rates")
+
+
 def on_attention(course: pd.DataFrame, lost: pd.DataFrame) -> str:
     """Q6 in words: who is saturated at the end, from `over_training`; `lost` are the rows of diverged nets."""
-    rows = course[(course["epoch"] == course["epoch"].max()) & (course["quantity"] == "saturated")]
+    rows = course.assign(name=gate_names(course))
+    rows = rows[(rows["epoch"] == rows["epoch"].max()) & (rows["quantity"] == "saturated")]
     text = f"share of gate values at an asymptote at the end (n = {rows['n'].max()}, %): " + ", ".join(
-        f"{row['cell']} {interval(row, factor=100)}" for _, row in rows.iterrows()
+        f"{row['name']} {interval(row, factor=100)}" for _, row in rows.iterrows()
     )
     counts = ", ".join(f"{count} of {cell}" for cell, count in lost["cell"].value_counts(sort=False).items())
     return text + (f"; diverged and left out: {counts}" if counts else "")

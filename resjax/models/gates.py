@@ -39,17 +39,20 @@ class SE(ThirdMap):
 
 
 class CBAM(ThirdMap):
-    """Channel gate times spatial gate (Woo et al. 2018, eqs. 2-3); of a vector, the channel gate alone."""
+    """Channel gate times spatial gate (Woo et al. 2018, eqs. 2-3); of a vector, the channel gate alone. Sows both."""
 
     @nn.compact
     def __call__(self, h, s, f, train):
         mlp, axes = _ChannelMLP(self.dtype, name="mlp"), spatial_axes(f)
         channel = nn.sigmoid(mlp(jnp.mean(f, axes, keepdims=True)) + mlp(jnp.max(f, axes, keepdims=True)))
+        self.sow("intermediates", "channel_gate", channel)
         if not axes:
             return channel
         gated = f * channel
         summary = jnp.concatenate([jnp.mean(gated, -1, keepdims=True), jnp.max(gated, -1, keepdims=True)], -1)
-        return channel * nn.sigmoid(nn.Conv(1, (7, 7), use_bias=False, dtype=self.dtype, name="spatial")(summary))
+        spatial = nn.sigmoid(nn.Conv(1, (7, 7), use_bias=False, dtype=self.dtype, name="spatial")(summary))
+        self.sow("intermediates", "spatial_gate", spatial)
+        return channel * spatial
 
 
 class _ChannelMLP(nn.Module):

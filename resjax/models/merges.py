@@ -34,6 +34,8 @@ class Gate:
       value: elementwise function of that array.
       low, high: between which its values lie.
       asymptotes: the ends that it nears but does not reach, and where it stops to learn.
+      factors: names of the logistics whose product `m` is, if it is one; the module that computes it sows them. Such
+        a gate is near 0 where none of them is near an asymptote: judge each.
     """
 
     of: Literal["s", "f", "m"]
@@ -41,6 +43,7 @@ class Gate:
     low: float = 0.0
     high: float = 1.0
     asymptotes: tuple[Literal["low", "high"], ...] = ("low", "high")
+    factors: tuple[str, ...] = ()
 
 
 Identity = Literal["exact", "affine", "near", "no"]
@@ -206,7 +209,8 @@ register(
 # --- Attention on the branch ------------------------------------------------------------------------------------
 # SimAM's lowest value is no asymptote: the units at their channel's mean have it.
 _SIMAM = Gate("m", _as_it_is, low=1 / (1 + math.exp(-0.5)), asymptotes=("high",))
-for _name, _gate in {"se": MAP_GATE, "cbam": MAP_GATE, "eca": MAP_GATE, "simam": _SIMAM}.items():
+_CBAM = Gate("m", _as_it_is, factors=("channel_gate", "spatial_gate"))
+for _name, _gate in {"se": MAP_GATE, "cbam": _CBAM, "eca": MAP_GATE, "simam": _SIMAM}.items():
     register(
         _name, lambda s, f, m: s + f * m, f"s + f*{_name}(f)",
         identity="exact", extra=_name, gates=(_gate,), core=_name == "se",

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,6 +20,7 @@ class Around(NamedTuple):
       s, f, z: of the `merge_points.Point`.
       m: the third map of the merge; None if it has none.
       out: what leaves the module around the merge: z after an activation that may follow.
+      factors: name -> logistic, of those whose product `m` is (`resjax.models.merges.Gate`); they broadcast as `m`.
     """
 
     s: jax.Array
@@ -26,6 +28,7 @@ class Around(NamedTuple):
     z: jax.Array
     m: jax.Array | None
     out: jax.Array
+    factors: Mapping[str, jax.Array] = MappingProxyType({})
 
 
 def apply_with_gates(
@@ -66,6 +69,8 @@ def apply_with_gates(
             captured = captured[part]
         if run >= len(captured.get("__call__", ())):
             raise ConfigError(f"{name}: what leaves the block is not told by its merge, called more than once in a run")
-        m = captured["merge"][merge.extra]["__call__"][run] if merge and merge.extra else None
-        around[name] = Around(*point, m, captured["__call__"][run])
+        third = captured["merge"][merge.extra] if merge and merge.extra else None
+        m = third["__call__"][run] if third else None
+        factors = [of for gate in merge.gates for of in gate.factors if of in third] if merge else []
+        around[name] = Around(*point, m, captured["__call__"][run], {of: third[of][run] for of in factors})
     return out, around, merges

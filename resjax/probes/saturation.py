@@ -17,7 +17,7 @@ import pandas as pd
 from flax.traverse_util import flatten_dict
 
 from resjax.models.merges import Gate, Merge
-from resjax.probes.gate_points import apply_with_gates
+from resjax.probes.gate_points import Around, apply_with_gates
 from resjax.probes.merge_points import Call
 from resjax.probes.subject import Subject
 from resjax.training.optim import is_gate
@@ -36,12 +36,13 @@ def saturation(at: Subject) -> pd.DataFrame:
 
     Columns:
       block: name of the merge point (`resjax.probes.merge_points`).
-      gate: what it is made of, "s", "f" or "m"; "" if the merge has none.
+      gate: what it is made of, "s", "f" or "m", or the name of a factor: a gate that is a product of logistics has a
+        row for each of these instead of its own, for it is near 0 where none of them is; "" if the merge has none.
       mean, std: of its values, over units and samples.
       distance: mean of |p - asymptote|, to the nearer one if there are two: at most .5 then.
       saturated: share of units and samples at which this is less than .05.
       slope_rms: root of the mean square of d gate / d f (or s). Of "m", the output m of a logistic, the slope is the
-        derivative by the logistic's input, m (1 - m); of cbam, a product of two, it is that of one with their value.
+        derivative by the logistic's input, m (1 - m).
       slope_max: the largest possible slope; infinite where the range is.
       stuck: share of the units that are saturated on all samples.
       bin_0 ... bin_15: shares of p in 16 equal parts of [0, 1].
@@ -94,7 +95,7 @@ def _measured(net, loss, variables, x, targets, key):
     for name, point in points.items():
         merge, (at_f, at_z) = merges[name], by_shifts[name]
         found[name] = (
-            [{gate.of: _of_gate(gate, getattr(point, gate.of))} for gate in (merge.gates if merge else ())],
+            [_of_gates(gate, point) for gate in (merge.gates if merge else ())],
             {
                 "grad_ratio": _rms(at_f) / _rms(at_z),
                 "zeros": jnp.mean(point.out == 0),
@@ -111,6 +112,12 @@ def _behind(params: dict[str, Any], name: str, merge: Merge | None) -> dict[str,
     own = {path: w for path, w in flatten_dict(params).items() if path[: len(block)] == block}
     chosen = [path for path in own if merge and is_gate(merge, path)] or [path for path in own if "branch" in path]
     return {"/".join(path): own[path] for path in chosen}
+
+
+def _of_gates(gate: Gate, point: Around) -> dict[str, dict[str, jax.Array]]:
+    """The columns of a gate by what it is made of, or of each of its factors by their names."""
+    own = {name: point.factors[name] for name in gate.factors if name in point.factors}
+    return {name: _of_gate(gate, x) for name, x in (own or {gate.of: getattr(point, gate.of)}).items()}
 
 
 def _of_gate(gate: Gate, x: jax.Array) -> dict[str, jax.Array]:
