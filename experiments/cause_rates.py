@@ -45,7 +45,7 @@ def measure(config: ConfigDict, workdir: str | os.PathLike, *, test: int, rates:
 
 
 def table(rows: pd.DataFrame, baseline: str = "add") -> pd.DataFrame:
-    """By setting, arm, rate and merge: mean, ci_low, ci_high, splits, lost, median; D, D_low, D_high.
+    """By setting, arm, rate and merge: mean, ci_low, ci_high, nets, lost, median; D, D_low, D_high.
 
     mean and D, the difference to the baseline at the same rate, are of all replicas, those that did not fit included,
     and nan where one diverged; median is robust to the few that collapsed.
@@ -62,8 +62,8 @@ def table(rows: pd.DataFrame, baseline: str = "add") -> pd.DataFrame:
     out = []
     for key, own in errors.items():
         found = cause.interval(own)
-        row = dict(zip(at, key, strict=True)) | {name: found[name] for name in ("mean", "ci_low", "ci_high", "splits")}
-        row |= {"lost": int(lost[key]), "median": own.fillna(np.inf).median()}
+        row = dict(zip(at, key, strict=True)) | {name: found[name] for name in ("mean", "ci_low", "ci_high")}
+        row |= {"nets": len(own), "lost": int(lost[key]), "median": own.fillna(np.inf).median()}
         if key[-1] != baseline:
             D = cause.interval(own - errors[*key[:-1], baseline])
             row |= {"D": D["mean"], "D_low": D["ci_low"], "D_high": D["ci_high"]}
@@ -82,7 +82,7 @@ def sentences(found: pd.DataFrame) -> dict[str, str]:
 
 def _of_merge(row: Mapping) -> str:
     text = f"{row['merge']} median {row['median']:.3f}"
-    text += f", {row['lost']} of {row['splits']} lost" if row["lost"] else ""
+    text += f", {row['lost']} of {row['nets']} lost" if row["lost"] else ""
     if pd.isna(row.get("D", np.nan)):
         return text
     return f"{text}, D {row['D']:+.3f} [{row['D_low']:+.3f}, {row['D_high']:+.3f}]"

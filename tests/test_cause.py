@@ -309,7 +309,9 @@ def test_merges_at_equal_rates(tmp_path, monkeypatch, capsys):
     table = pd.read_csv(tmp_path / "out.csv", comment="#").fillna({"arm": ""})
     table = table[table["task"] == "cube10_degree3"].set_index(["arm", "rate", "merge"])
     assert table.loc[("", 0.1, "mul"), ["mean", "D", "lost"]].tolist() == pytest.approx([1.9, 0, 0])
-    assert table.loc[("", 0.2, "mul"), "lost"] == 4 and np.isnan(table.loc[("", 0.2, "mul"), "mean"])
+    assert table.loc[("", 0.2, "mul"), ["lost", "nets"]].tolist() == [4, 4] and np.isnan(
+        table.loc[("", 0.2, "mul"), "mean"]
+    )
     assert "no clipping, rate 0.1: add median 1.900; mul median 1.900, D +0.000" in " ".join(
         capsys.readouterr().out.split()
     )
