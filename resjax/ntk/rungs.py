@@ -7,7 +7,7 @@
   R4  the net by the standard recipe                       + optimisation trouble
 
 How lazy a net is goes by alpha sqrt(K), K the mean of its kernel's K(x, x), which differs over merges by a factor of
-100. So R3 is matched: each replica's alpha is that of the sum times sqrt(K_add / K_merge) (`resjax.fair.scale`).
+150. So R3 is matched: each replica's alpha is that of the sum times sqrt(K_add / K_merge) (`resjax.fair.scale`).
 Unmatched, at equal alpha, it is the control R3u. Below alpha = 1/2 the kernel grows about as 1 / alpha^2 while features
 are learned, and R3's rate falls as (2 alpha)^2, for all merges alike, so that steps stay small. R4 takes a rate inside
 its grid (`resjax.fair.tuning`).
