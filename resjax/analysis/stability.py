@@ -40,7 +40,7 @@ def table(rows: pd.DataFrame, baseline: str = "add") -> pd.DataFrame:
 
 
 def _without_p(found: dict) -> dict:
-    return {key: value for key, value in found.items() if key not in ("p", "pairs")}
+    return {key: value for key, value in found.items() if key != "p"}
 
 
 def sentences(found: pd.DataFrame) -> dict[str, str]:
@@ -60,4 +60,4 @@ def _of_merge(row: Mapping) -> str:
     if np.isnan(row.get("D_lost", np.nan)):
         return text
     D = {"mean": row["D"], "ci_low": row["D_low"], "ci_high": row["D_high"], "lost": row["D_lost"]}
-    return f"{text}, D {in_words(D | {'pairs': row['splits'] - row['D_lost']})}"
+    return f"{text}, D {in_words(D | {'pairs': row['pairs'] + row['lost'] - row['D_lost']})}"
