@@ -20,6 +20,7 @@ line; 128 + n: stopped by signal n.
 
 import argparse
 import itertools
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -68,12 +69,12 @@ def main(
         )
         largest = {label: (about, config) for label, (about, config) in asked.items() if about["n"] == args.shown}
         options = {"test": TEST, "lines": args.lines, "share": args.share}
+        rates = {label: degree_tables.chosen_rate(curves[label]["rows"]) for label in largest if label in curves}
+        trained = {
+            label: rate for label, rate in rates.items() if math.isfinite(rate)
+        }  # the others have no net to look at
         looks = run(
-            {
-                label: (config, options | {"rate": degree_tables.chosen_rate(curves[label]["rows"])})
-                for label, (_, config) in largest.items()
-                if label in curves
-            },
+            {label: (largest[label][1], options | {"rate": rate}) for label, rate in trained.items()},
             look or degrees.measure,
             "degrees",
         )
@@ -88,7 +89,7 @@ def main(
             print(path)
     except (ConfigError, KeyboardInterrupt) as error:
         return cells.exit_code(error)
-    return int(len(curves) < len(asked) or len(looks) < len(largest))
+    return int(len(curves) < len(asked) or len(looks) < len(trained))
 
 
 def _parser() -> argparse.ArgumentParser:

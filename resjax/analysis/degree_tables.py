@@ -20,8 +20,8 @@ RULES = {"one": "one rate for all", "kernel": "rate over the kernel's scale"}
 
 
 def chosen_rate(rows: Iterable[Mapping]) -> float:
-    """The rate that R4 was run with."""
-    return next(row["rate"] for row in rows if row["rung"] == "R4")
+    """The rate that R4 was run with; nan if no rate trained all tuning replicas."""
+    return float(next(row["rate"] for row in rows if row["rung"] == "R4"))
 
 
 def curves(rows: pd.DataFrame, theory: pd.DataFrame) -> pd.DataFrame:
