@@ -60,7 +60,6 @@ QUESTIONS = {
             "decomposition": "The difference to the sum, step by step: from the kernel at initialisation to the net "
             "with the standard recipe; mean and 95 % CI",
             "interaction": "Whether a merge's difference depends on the degree of the target: degree 3 less degree 2",
-            "": "Interventions on the product: each one's difference to the sum beside that of the plain product",
         },
         Excerpt(
             "Error less that of the sum by the clipped recipe, in the target's mean square (two blocks, width 128)",
