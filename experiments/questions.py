@@ -308,7 +308,6 @@ QUESTIONS = {
         ".*trained",
         {
             "trainability": "Test accuracy by depth; a cross: replicas that diverged",
-            "": "Test accuracy of every net of 20 layers under gentler optimisers.",
         },
         Excerpt(
             "Overall accuracy",
@@ -318,11 +317,7 @@ QUESTIONS = {
             {"metric": "OA"},
         ),
     ),
-    "Q20": Question(
-        "Is a merge's error for lack of capacity?",
-        "cause",
-        figures={"axes": "Error less that of the sum after kernel, net and recipe, over width and depth"},
-    ),
+    "Q20": Question("Is a merge's error for lack of capacity?"),
     "Q21": Question(
         "Does learning need a non-polynomial activation?",
         "degree",
