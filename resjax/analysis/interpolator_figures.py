@@ -130,6 +130,8 @@ def errors(differences: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
         for label in axes.get_yticklabels():
             label.set_fontweight("bold" if label.get_text() == BASELINE else "normal")
         axes.set_ylim(len(rows) - 0.4, -0.6)
+        # The interval of two nets is so wide that no other would be seen.
+        axes.set_xlim(0, 105 * max(rows["mean"].max(), rows["ci_high"].where(rows["n"] > 2).max()))
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("test error of nets that interpolate (%), 95 % CI")
         axes.set_title(f"{rows.loc[0, 'dataset']}; band: {BASELINE}")
