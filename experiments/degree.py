@@ -39,7 +39,7 @@ MODULE = "experiments.degree"
 D, TEST, BLOCKS = 10, 256, 2
 POLYNOMIAL = ("add", "mul")  # without activations
 SMOKE = {
-    "merges": "mul", "degrees": (2,), "sizes": (64, 128), "seeds": 2, "epochs": 5, "width": 16, "rates": "0.01,0.1",
+    "merges": "mul", "degrees": (2,), "sizes": (64, 128), "seeds": 2, "epochs": 25, "width": 16, "rates": "0.01,0.1",
     "allow_edge": True, "out": "results/degree_smoke",
 }  # fmt: skip
 Cell = tuple[dict, ConfigDict]  # what it is about, and its config

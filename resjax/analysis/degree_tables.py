@@ -137,7 +137,8 @@ def compared(speed: pd.DataFrame) -> pd.DataFrame:
             if merge != BASELINE:
                 row |= stats.paired_difference(area[merge].to_dict(), area[BASELINE].to_dict())
             out.append(row)
-    return pd.DataFrame(out)
+    columns = ["degree", "rule", "merge", "rate", "area", "half", "lost", *stats.paired_difference({}, {})]
+    return pd.DataFrame(out, columns=list(dict.fromkeys(columns)))
 
 
 def energies(energy: pd.DataFrame) -> pd.DataFrame:
