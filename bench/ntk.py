@@ -25,8 +25,8 @@ from scipy.optimize import brentq
 from bench.training import machine
 from resjax import config as base
 from resjax.models import build, layers
+from resjax.models.frozen import calibrated, frozen
 from resjax.ntk.empirical import LIBRARY, empirical_ntk, flat
-from resjax.ntk.frozen import calibrated, frozen
 from resjax.theory.eigenlearning import predict
 
 CASES = {  # name -> model entries, samples

@@ -9,7 +9,7 @@
 
 Every task is learned five times with the same weights, points and batches: by the infinitely wide net's kernel (R0), by
 the net's own kernel (R1), linearised (R2), by the net itself (R3, at several scales of laziness, matched over merges),
-and by the standard recipe, with clipped gradients and a rate tuned per merge (R4); see resjax/ntk/rungs.py. The
+and by the standard recipe, with clipped gradients and a rate tuned per merge (R4); see resjax/regression/ladder.py. The
 difference to `add` at R4 is the sum of the steps between. Which of them counts as the cause is decided by rules that
 were fixed before: experiments/cause_prereg.md. In the reference setting R4 is also run without LayerNorm and without
 clipping.
@@ -118,7 +118,7 @@ class Cell:
     Attributes:
       about: the setting, as `cause.SETTING` names it, the merge, and the arm of the battery or "".
       config: of the net and its recipe.
-      options: of `resjax.ntk.rungs.measure`.
+      options: of `resjax.regression.ladder.measure`.
     """
 
     about: Mapping
@@ -132,7 +132,7 @@ class Cell:
 
 
 def main(argv: Sequence[str] | None = None, measure: measuring.Measure | None = None) -> int:
-    """Runs the study; returns the exit code. `measure` replaces that of `resjax.ntk.rungs`."""
+    """Runs the study; returns the exit code. `measure` replaces that of `resjax.regression.ladder`."""
     argv = sys.argv[1:] if argv is None else argv
     args = cells.parse(_parser(), argv)
     console, began = Console(), time.monotonic()
@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None, measure: measuring.Measure | None = 
         if args.designs == "rates":
             measure = measure or cause_rates.measure
         elif measure is None:
-            from resjax.ntk.rungs import measure
+            from resjax.regression.ladder import measure
         launcher = measuring.over_cores(launcher, small=args.smoke)
         first: dict[tuple, str] = {}
         for label, cell in asked.items():

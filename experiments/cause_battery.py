@@ -24,7 +24,7 @@ class Arm:
       stays: what it supports if the difference is that of the reference.
       turns: what it supports if the difference has the other sign.
       entries: changes of the config.
-      target: of `resjax.ntk.rungs.measure`; None: the task's own.
+      target: of `resjax.regression.ladder.measure`; None: the task's own.
       metric: error, or train_error.
       task: another one than the reference's.
     """

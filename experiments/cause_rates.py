@@ -20,7 +20,7 @@ def measure(config: ConfigDict, workdir: str | os.PathLike, *, test: int, rates:
     """Errors of `config.seeds` splits, one initialisation each, at every rate.
 
     Args:
-      config: an mlp and its recipe; dataset.name is a teacher of `resjax.data.regression`.
+      config: an mlp and its recipe; dataset.name is a teacher of `resjax.regression.tasks`.
       workdir: not used: nothing is trained beforehand.
       test: test points.
       rates: such as "0.1,0.2".
@@ -28,8 +28,8 @@ def measure(config: ConfigDict, workdir: str | os.PathLike, *, test: int, rates:
     Returns:
       {"rows": split, init, rate, error, train_error}, over the target's mean square; inf where a net diverged.
     """
-    from resjax.data import regression
-    from resjax.training.regress import Fit
+    from resjax.regression import tasks as regression
+    from resjax.regression.fit import Fit
 
     n, rows = config.dataset.train_size, []
     fit = Fit(config, n, 1)

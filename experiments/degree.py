@@ -50,21 +50,22 @@ def main(
     measure: measuring.Measure | None = None,
     look: measuring.Measure | None = None,
 ) -> int:
-    """Runs the study; returns the exit code. The two replace those of `resjax.ntk.rungs` and `resjax.ntk.degrees`."""
+    """Runs the study; returns the exit code. They replace those of `regression.ladder` and `ntk.degrees`."""
     argv = sys.argv[1:] if argv is None else argv
     args = cells.parse(_parser(), argv)
     console, began = Console(), time.monotonic()
     try:
         launcher = launchers.chosen(args)
         asked = configurations(args)
-        from resjax.ntk import degrees, rungs
+        from resjax.ntk import degrees
+        from resjax.regression import ladder
 
         launcher = measuring.over_cores(launcher, small=args.smoke)
         run = partial(measuring.measure_all, workdir=args.workdir, console=console, launcher=launcher)
         options = {"test": TEST, "inits": 1, "alphas": "1", "rates": args.rates, "allow_edge": args.allow_edge}
         curves = run(
             {label: (config, options | {"rungs": _rungs(about)}) for label, (about, config) in asked.items()},
-            measure or rungs.measure,
+            measure or ladder.measure,
             "curve",
         )
         largest = {label: (about, config) for label, (about, config) in asked.items() if about["n"] == args.shown}

@@ -6,7 +6,7 @@
 A configuration is a (data set, merge, depth, width); seeds are paired over configurations. For every trained net the
 full empirical NTK of a pool of labelled images (its training set and a validation split) is computed at
 initialisation and after training. From kernel, net and pool, never from the test set, every predictor of
-resjax/theory/predictors.py gives a number. Then the predictors race: which one orders the configurations of a data
+resjax/predictors/evaluate.py gives a number. Then the predictors race: which one orders the configurations of a data
 set by the test error of the trained nets (Kendall's tau-b within cells of equal data and size, granulated tau per
 axis, conditional mutual information, gain over the plain baselines; see resjax/analysis/race.py)?
 
@@ -173,7 +173,7 @@ RESULTS = ["error", "generalization_gap", "train_accuracy", "train_loss", "test_
 def racers(nets: pd.DataFrame) -> dict[str, tuple[int, bool]]:
     """Column -> (sign, whether it is a plain baseline); beside the predictors, the trained net's validation error."""
     from resjax.ntk.measure import AFTER
-    from resjax.theory.predictors import PREDICTORS
+    from resjax.predictors.evaluate import PREDICTORS
 
     known = {name: PREDICTORS.get(name.removeprefix(AFTER)) for name in nets.columns}
     return {"validation_error": (1, False)} | {name: (p.sign, p.baseline) for name, p in known.items() if p}
@@ -182,8 +182,8 @@ def racers(nets: pd.DataFrame) -> dict[str, tuple[int, bool]]:
 def is_of_kernel(name: str) -> bool:
     """Whether a racer is made of the kernel's eigenvalues or solves, at either moment."""
     from resjax.ntk.measure import AFTER
-    from resjax.theory import kernel_predictors
-    from resjax.theory.predictors import PREDICTORS
+    from resjax.predictors import kernel as kernel_predictors
+    from resjax.predictors.evaluate import PREDICTORS
 
     predictor = PREDICTORS.get(name.removeprefix(AFTER))
     return predictor is not None and predictor.function.__module__ == kernel_predictors.__name__

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from resjax.theory.predictors import Evidence
+from resjax.predictors.evaluate import Evidence
 
 
 def _linear(params, x):

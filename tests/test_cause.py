@@ -13,7 +13,7 @@ from resjax import config as config_lib
 from resjax import stats
 from resjax.analysis import cause
 from resjax.config import ConfigError
-from resjax.ntk import rungs
+from resjax.regression import ladder
 
 ALPHAS = (0.125, 1, 64)
 
@@ -214,7 +214,7 @@ def tiny(merge, **entries):
 @pytest.fixture(scope="module")
 def climbed():
     words = {"rungs": "01234", "test": 30, "inits": 2, "alphas": "1,256", "unmatched": "2", "rates": "0.01,0.1,1e6"}
-    return pd.DataFrame(rungs.measure(tiny("mul", epochs=30), "", allow_edge=True, **words)["rows"])
+    return pd.DataFrame(ladder.measure(tiny("mul", epochs=30), "", allow_edge=True, **words)["rows"])
 
 
 def test_all_rungs_are_climbed(climbed):
@@ -232,7 +232,7 @@ def test_all_rungs_are_climbed(climbed):
 def test_scales_are_those_of_the_sum(climbed):
     """At the alphas of R3 all merges have the same alpha^2 K, replica by replica; at those of R3u they don't."""
     words = {"rungs": "13", "test": 30, "inits": 2, "alphas": "1,256", "rates": "1,2"}
-    of_sum = pd.DataFrame(rungs.measure(tiny("add"), "", **words)["rows"])
+    of_sum = pd.DataFrame(ladder.measure(tiny("add"), "", **words)["rows"])
 
     def squared(table, rung):
         own = table[table["rung"] == rung].set_index(["alpha", "split", "init"])
@@ -248,7 +248,7 @@ def test_scales_are_those_of_the_sum(climbed):
 def test_the_lazy_net_is_its_linearisation(climbed):
     """Both end at the same training error; R2 takes the steps of alpha = 1, so that only nearly so."""
     lazy = climbed[(climbed["rung"] == "R3") & (climbed["alpha"] == 256)]
-    assert (lazy["moved"] < 0.01).all() and (lazy["train_error"] <= rungs.THRESHOLD).all()
+    assert (lazy["moved"] < 0.01).all() and (lazy["train_error"] <= ladder.THRESHOLD).all()
     R1 = climbed[climbed["rung"] == "R1"]
     np.testing.assert_allclose(lazy["error"], R1["error"], rtol=0.15)  # 24 points: 1 % is far from the kernel's end
 
@@ -256,7 +256,7 @@ def test_the_lazy_net_is_its_linearisation(climbed):
 @pytest.mark.parametrize(("target", "outputs"), [("classes", 10), ("eigen3", 1), ("hermite2", 1)])
 def test_targets_on_images(target, outputs):
     config = tiny("add", **{"dataset.name": "digits"})
-    task = rungs._task(config, target, 30, split=1)
+    task = ladder._task(config, target, 30, split=1)
     assert task.x_NxD.shape == (24, 64) and task.y_N.shape == (24, outputs) and task.test_y_M.shape == (30, outputs)
     np.testing.assert_allclose(np.linalg.norm(task.x_NxD, axis=1), 8)
     both = np.concatenate([task.y_N, task.test_y_M])
@@ -265,7 +265,7 @@ def test_targets_on_images(target, outputs):
     else:
         np.testing.assert_allclose(both.sum(1), 0, atol=1e-12)
     with pytest.raises(ConfigError, match="choose classes"):
-        rungs._task(config, "parity2", 30, split=1)
+        ladder._task(config, "parity2", 30, split=1)
 
 
 # --- The program ---------------------------------------------------------------------------------------------------
@@ -396,7 +396,7 @@ def test_the_battery_is_measured_once_for_equal_cells(tmp_path, monkeypatch):
         calls.append((config.model.merge, config.dataset.name, options["target"]))
         return measure(config, workdir, **options)
 
-    counted.__module__ = rungs.__name__
+    counted.__module__ = ladder.__name__
     argv = ["--designs=battery", f"--workdir={tmp_path / 'runs'}", f"--out={tmp_path / 'out'}"]
     assert study.main(argv, counted) == 0
     table = pd.read_csv(tmp_path / "out.csv", comment="#")
@@ -409,7 +409,7 @@ def test_the_battery_is_measured_once_for_equal_cells(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("target", "n"), [("shuffled", 24), ("of:add", 24), ("of:add:40", 64)])
 def test_targets_of_the_battery(target, n):
     config = tiny("mul", **{"optimizer.learning_rate": 0.003})
-    plain, task = rungs._task(config, "", 30, split=1), rungs._task(config, target, 30, split=1)
+    plain, task = ladder._task(config, "", 30, split=1), ladder._task(config, target, 30, split=1)
     np.testing.assert_array_equal(task.x_NxD[:24], plain.x_NxD)
     np.testing.assert_array_equal(task.test_y_M, plain.test_y_M)
     assert task.y_N.shape == (n, 1) and np.isfinite(task.y_N).all() and np.any(task.y_N[:24] != plain.y_N)
@@ -421,20 +421,20 @@ def test_targets_of_the_battery(target, n):
 def test_the_rate_is_chosen_by_what_is_reported_and_teachers_tell_how_well_they_fit():
     words = {"rungs": "4", "test": 30, "inits": 1, "alphas": "1", "rates": "0.01,0.1", "allow_edge": True}
     config = tiny("add", seeds=1, epochs=20)
-    found = pd.DataFrame(rungs.measure(config, "", target="shuffled", choose="train_error", **words)["rows"])
+    found = pd.DataFrame(ladder.measure(config, "", target="shuffled", choose="train_error", **words)["rows"])
     tried = found[found["rung"] == "tuning"].groupby("rate")["train_error"].mean()
     assert found.loc[found["rung"] == "R4", "rate"].item() == tried.idxmin() == 0.1
-    taught = pd.DataFrame(rungs.measure(config, "", target="of:add", **words)["rows"]).set_index("rung")
-    assert 0 < taught.loc["teacher", "train_error"] < 1 and taught.loc["teacher", "init"] == rungs.TEACHER
+    taught = pd.DataFrame(ladder.measure(config, "", target="of:add", **words)["rows"]).set_index("rung")
+    assert 0 < taught.loc["teacher", "train_error"] < 1 and taught.loc["teacher", "init"] == ladder.TEACHER
 
 
 def test_rates_are_chosen_on_images_that_no_split_has():
     labels = np.arange(200) % 10
-    splits = [set(rungs._chosen(labels, 60, split)) for split in range(20)]
-    tuning = [set(rungs._chosen(labels, 60, rungs.TUNING_SEED + i)) for i in range(2)]
+    splits = [set(ladder._chosen(labels, 60, split)) for split in range(20)]
+    tuning = [set(ladder._chosen(labels, 60, ladder.TUNING_SEED + i)) for i in range(2)]
     assert not set.union(*splits) & set.union(*tuning) and tuning[0] == tuning[1] and len(set.union(*splits)) == 140
     with pytest.raises(ConfigError, match="there are 200"):
-        rungs._chosen(labels, 101, 0)
+        ladder._chosen(labels, 101, 0)
 
 
 def test_the_plan(monkeypatch):

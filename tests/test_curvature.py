@@ -16,8 +16,8 @@ from resjax import config
 from resjax.analysis.landscape_tables import MASS_ERROR
 from resjax.config import ConfigError
 from resjax.models.build import build
+from resjax.models.frozen import calibrated
 from resjax.models.merges import with_backward_of
-from resjax.ntk.frozen import calibrated
 from resjax.probes import objective
 from resjax.probes.curvature import EPS, LENGTHS, curvature, density, escape, krylov
 from resjax.probes.objective import Objective

@@ -11,10 +11,10 @@ from experiments import degree as study
 from resjax import config as config_lib
 from resjax.analysis import degree_tables
 from resjax.config import ConfigError
-from resjax.data import regression
 from resjax.ntk import degrees
+from resjax.regression import tasks as regression
+from resjax.regression.fit import Fit
 from resjax.training import step
-from resjax.training.regress import Fit
 
 
 def test_what_lies_beyond_is_told_together():

@@ -15,8 +15,8 @@ from experiments import cells, paper
 from resjax import command_line, config
 from resjax.explore import __main__ as explore
 from resjax.models.merges import MERGES
+from resjax.predictors.evaluate import PREDICTORS
 from resjax.probes.registry import PROBES
-from resjax.theory.predictors import PREDICTORS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

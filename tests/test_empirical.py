@@ -12,9 +12,9 @@ from jax.tree_util import Partial
 from resjax import config as base
 from resjax.config import ConfigError
 from resjax.models import build
+from resjax.models.frozen import calibrated, frozen
 from resjax.ntk.empirical import LIBRARY, MODES, empirical_ntk, flat
 from resjax.ntk.factors import linear_layers
-from resjax.ntk.frozen import calibrated, frozen
 
 
 def dense(params, x):

@@ -12,7 +12,7 @@ import pytest
 from resjax import config
 from resjax.config import ConfigError
 from resjax.models.build import build
-from resjax.ntk.frozen import calibrated
+from resjax.models.frozen import calibrated
 from resjax.probes.gradients import gradients
 from resjax.probes.registry import PROBES
 from resjax.probes.subject import Subject

@@ -9,9 +9,9 @@ from jax.tree_util import Partial
 from resjax import config as config_lib
 from resjax.config import ConfigError
 from resjax.models.build import build
-from resjax.ntk import lazy
 from resjax.ntk.empirical import empirical_ntk
 from resjax.ntk.neural_tangents import nt
+from resjax.regression import lazy
 
 N, M, D, C = 12, 5, 20, 2
 

@@ -13,7 +13,7 @@ from jax import lax
 from resjax import config
 from resjax.config import ConfigError
 from resjax.models.build import build
-from resjax.ntk.frozen import calibrated
+from resjax.models.frozen import calibrated
 from resjax.probes.lesion import exchangeable, lesion, subsets
 from resjax.probes.merge_points import apply_with_points
 from resjax.probes.path_lengths import path_gradient, path_lengths

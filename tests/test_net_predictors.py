@@ -25,13 +25,12 @@ from predictor_cases import (
 
 from resjax import config as config_lib
 from resjax.models.build import build
-from resjax.ntk.frozen import frozen
-from resjax.theory import net_predictors as net
-from resjax.theory import programs, zero_cost
-from resjax.theory.predictors import PREDICTORS, distance_from_init, evaluate, training_loss
+from resjax.models.frozen import frozen
+from resjax.predictors import net, programs, zero_cost
+from resjax.predictors.evaluate import PREDICTORS, distance_from_init, evaluate, training_loss
 
 LABELS = labels_of(7, 3)
-OF_KERNEL = {name for name, p in PREDICTORS.items() if p.function.__module__ == "resjax.theory.kernel_predictors"}
+OF_KERNEL = {name for name, p in PREDICTORS.items() if p.function.__module__ == "resjax.predictors.kernel"}
 FLAT, UNFLATTEN = ravel_pytree(TWO_LAYERS_PARAMS)
 KERNELS = np.asarray(ravel_pytree(jax.tree.map(lambda p: np.full(p.shape, p.ndim > 1), TWO_LAYERS_PARAMS))[0])
 

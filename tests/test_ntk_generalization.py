@@ -16,7 +16,7 @@ from resjax import config as config_lib
 from resjax.config import ConfigError
 from resjax.data import dataset
 from resjax.ntk.measure import pool_of
-from resjax.theory.predictors import PREDICTORS
+from resjax.predictors.evaluate import PREDICTORS
 
 ERRORS = {"add": 0.1, "mul": 0.2, "se": 0.15}
 

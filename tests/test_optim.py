@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from resjax import config as config_lib
+from resjax.models import parameters
 from resjax.models.build import build
 from resjax.models.merges import MERGES
 from resjax.training import optim
@@ -103,7 +104,7 @@ def test_gate_biases_are_pulled_to_their_target(params, target, name):
 @pytest.mark.parametrize("merge, feeding", [("mul_bn1", 6), ("mul", 3), ("highway", 3)])
 def test_which_biases_feed_a_merge(merge, feeding):
     # Of three blocks: the branch's, and the shortcut's if the merge asks for its norm (a projection's own is none).
-    found = paths(params_of(merge), lambda path: optim.is_gate_bias(MERGES[merge], path))
+    found = paths(params_of(merge), lambda path: parameters.is_gate_bias(MERGES[merge], path))
     assert len(found) == feeding and not any("merge" in path for path in found)
 
 

@@ -7,9 +7,9 @@ import pytest
 from predictor_cases import TWO_LAYERS, TWO_LAYERS_PARAMS, kernel_case, labels_of, net_case, normal, random_psd
 
 from resjax.config import ConfigError
+from resjax.predictors import kernel as kp
+from resjax.predictors.evaluate import PREDICTORS, evaluate, lambda_max, mean_kernel, register
 from resjax.theory import eigenlearning
-from resjax.theory import kernel_predictors as kp
-from resjax.theory.predictors import PREDICTORS, evaluate, lambda_max, mean_kernel, register
 
 BASELINES = {"parameters", "flops", "training_loss", "lambda_max", "mean_kernel", "distance_from_init"}
 OF_KERNEL = {

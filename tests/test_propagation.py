@@ -13,8 +13,8 @@ from jax.nn import relu
 from resjax import config
 from resjax.config import ConfigError
 from resjax.models.build import build
+from resjax.models.frozen import calibrated
 from resjax.models.merges import MERGES
-from resjax.ntk.frozen import calibrated
 from resjax.probes.merge_points import apply_with_points
 from resjax.probes.propagation import propagation
 from resjax.theory.laws import gaussian

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from resjax.config import ConfigError
-from resjax.data.regression import draw, eigenfunctions, hermite_of_images
+from resjax.regression.tasks import draw, eigenfunctions, hermite_of_images
 
 CONTINUOUS = ["sphere8_degree3", "gauss8_degree2", "relu8_width20"]
 

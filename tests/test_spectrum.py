@@ -8,9 +8,9 @@ import pytest
 from resjax import config as base
 from resjax.config import ConfigError
 from resjax.data import batches, dataset
+from resjax.models.frozen import frozen
 from resjax.ntk.empirical import empirical_ntk, flat
-from resjax.ntk.frozen import frozen
-from resjax.ntk.regression import learning_curve
+from resjax.ntk.learning_curve import learning_curve
 from resjax.ntk.spectrum import spectrum, top_spectrum
 from resjax.theory.domains import relu_ntk
 from resjax.training.loop import train

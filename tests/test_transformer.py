@@ -14,13 +14,14 @@ from resjax import config as config_lib
 from resjax.config import ConfigError
 from resjax.data import batches
 from resjax.data.dataset import load
+from resjax.models import parameters
 from resjax.models.build import build
+from resjax.models.frozen import frozen
 from resjax.models.merges import MERGES
 from resjax.models.transformer import SpatialTransformer, resample
 from resjax.ntk.empirical import empirical_ntk
-from resjax.ntk.frozen import frozen
 from resjax.probes.propagation import propagation
-from resjax.training import loop, optim, step
+from resjax.training import loop, step
 
 IDENTITY = np.eye(2, 3)
 compiled = jax.jit(resample)
@@ -181,8 +182,8 @@ def test_its_merge_points_are_seen(net, variables):
 def test_of_its_parameters_the_kernels_decay_and_none_is_a_gates(variables, merge):
     params = variables["params"]["transformer"]
     paths = [("transformer", *(k.key for k in path)) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    assert [path[1:] for path in paths if optim.is_kernel(path)] == [("Linear_0", "kernel"), ("theta", "kernel")]
-    rules = (partial(rule, MERGES[merge]) for rule in (optim.is_gate, optim.is_gate_bias))
+    assert [path[1:] for path in paths if parameters.is_kernel(path)] == [("Linear_0", "kernel"), ("theta", "kernel")]
+    rules = (partial(rule, MERGES[merge]) for rule in (parameters.is_gate, parameters.is_gate_bias))
     assert not any(rule(path) for rule in rules for path in paths)
 
 

@@ -1,4 +1,4 @@
-"""What a merge's difference to the sum is made of: the rungs of `resjax.ntk.rungs`, subtracted, and the verdict.
+"""What a merge's difference to the sum is made of: the rungs of `regression.ladder`, subtracted, and the verdict.
 
 D_j = error(merge) - error(add) at rung j, paired by split and initialisation, in units of the target's mean square:
 
@@ -42,7 +42,7 @@ def differences(rows: pd.DataFrame, baseline: str = "add") -> pd.DataFrame:
     R3 at alpha = 1, whose steps it takes.
 
     Args:
-      rows: of `resjax.ntk.rungs`, with SETTING and merge.
+      rows: of `resjax.regression.ladder`, with SETTING and merge.
       baseline: what is subtracted.
 
     Raises:
@@ -132,7 +132,7 @@ def by_scale(rows: pd.DataFrame, D: pd.DataFrame) -> pd.DataFrame:
     the error are mean, ci_low, ci_high, those of the difference to the sum D, D_low, D_high; nan where a net is lost.
 
     Args:
-      rows: of `resjax.ntk.rungs`, with SETTING and merge.
+      rows: of `resjax.regression.ladder`, with SETTING and merge.
       D: of `differences`.
     """
     at = [*SETTING, "merge", "rung", "alpha"]

@@ -19,7 +19,7 @@ def table(rows: pd.DataFrame, baseline: str = "add") -> pd.DataFrame:
     mean is the error, D its difference to the baseline's, each with its interval; nan where a net is lost.
 
     Args:
-      rows: of `resjax.ntk.rungs`, with SETTING, arm (the recipe) and merge.
+      rows: of `resjax.regression.ladder`, with SETTING, arm (the recipe) and merge.
       baseline: what is subtracted.
     """
     at = [*SETTING, "arm", "merge"]

@@ -15,17 +15,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resjax.config import ConfigError
-from resjax.data import regression
-from resjax.data.regression import Regression
 from resjax.data.subsets import stream
+from resjax.models.frozen import frozen
 from resjax.ntk.empirical import empirical_ntk
-from resjax.ntk.frozen import frozen
 from resjax.ntk.infinite import merge_kernel
 from resjax.probes.degree import chebyshev_energy, chebyshev_nodes
+from resjax.regression import tasks as regression
+from resjax.regression.fit import Fit
+from resjax.regression.tasks import Regression
 from resjax.theory.domains import hypercube
 from resjax.theory.eigenlearning import off_train, predict
 from resjax.training import step
-from resjax.training.regress import Fit
 
 NODES = 64  # of a line: polynomials below this degree are resolved exactly
 DEGREES = 16  # whose energy is told one by one; beyond them, together
@@ -37,7 +37,7 @@ def measure(
     """Speed and degrees of `config.seeds` replicas, one per split.
 
     Args:
-      config: an mlp without batch statistics, and its recipe; dataset.name is a teacher of `resjax.data.regression`.
+      config: an mlp without batch statistics, and its recipe; dataset.name is a teacher of `resjax.regression.tasks`.
         optimizer.learning_rate is the one rate for all.
       workdir: not used: nothing is trained beforehand.
       test: test points.

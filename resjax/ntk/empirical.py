@@ -49,7 +49,7 @@ def empirical_ntk(
     """The kernel of `apply_fn(params, x [n, ...]) -> logits [n, C]`, float64.
 
     Args:
-      apply_fn: treats its samples one by one (BatchNorm: frozen statistics, see `resjax.ntk.frozen`). Given as a
+      apply_fn: treats its samples one by one (BatchNorm: frozen statistics, see `resjax.models.frozen`). Given as a
         `jax.tree_util.Partial`, its leaves are arguments of the compiled program, not part of it.
       params: what is differentiated, a pytree of floating-point arrays.
       x1: [n1, ...].

@@ -13,11 +13,11 @@ from ml_collections import ConfigDict
 from resjax.config import ConfigError
 from resjax.data import batches
 from resjax.data.dataset import Dataset
+from resjax.models.frozen import calibrated, frozen
 from resjax.ntk.empirical import empirical_ntk
-from resjax.ntk.frozen import calibrated, frozen
-from resjax.ntk.regression import learning_curve
+from resjax.ntk.learning_curve import learning_curve
 from resjax.ntk.spectrum import Spectrum
-from resjax.theory.predictors import Evidence, evaluate
+from resjax.predictors.evaluate import Evidence, evaluate
 from resjax.training.trained import reopen
 
 AFTER = "after_"  # before the name of a predictor defined at both moments: its value after training

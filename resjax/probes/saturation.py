@@ -17,10 +17,10 @@ import pandas as pd
 from flax.traverse_util import flatten_dict
 
 from resjax.models.merges import Gate, Merge
+from resjax.models.parameters import is_gate
 from resjax.probes.gate_points import Around, apply_with_gates
 from resjax.probes.merge_points import Call
 from resjax.probes.subject import Subject
-from resjax.training.optim import is_gate
 
 SATURATED = 0.05  # of the range; of a logistic: |logit| > 2.94
 BINS = tuple(f"bin_{i}" for i in range(16))
@@ -50,7 +50,7 @@ def saturation(at: Subject) -> pd.DataFrame:
       zeros: share of 0 among what leaves the block, after the activation that may follow the merge.
       dead_units: share of the units of this that are 0 on all samples.
       update_ratio: norm of the optimiser's update over that of the weights, for the block's parameters behind the
-        gate (`resjax.training.optim.is_gate`; the branch if the gate has none of its own). nan without an optimiser.
+        gate (`resjax.models.parameters.is_gate`; the branch if the gate has none of its own). nan without an optimiser.
 
     The last four are of the block: the same in all its rows.
 

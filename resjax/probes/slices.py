@@ -15,7 +15,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from resjax.config import ConfigError
-from resjax.ntk.frozen import calibrated
+from resjax.models.frozen import calibrated
 from resjax.probes.objective import Objective
 from resjax.probes.subject import Subject
 

@@ -1,4 +1,4 @@
-"""Learning-rate schedules and optimisers, from optax; which parameters are decayed, and which count as gates."""
+"""Learning-rate schedules and optimisers, from optax."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,8 +7,8 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from resjax.models.gates import PARAMETER_FREE
-from resjax.models.merges import MERGES, Merge
+from resjax.models.merges import MERGES
+from resjax.models.parameters import is_gate, is_gate_bias, is_kernel
 
 
 def schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
@@ -68,23 +68,6 @@ def _direction(o: ConfigDict) -> optax.GradientTransformation:
         "adamw": optax.scale_by_adam,
         "radam": optax.scale_by_radam,
     }[o.name]()
-
-
-def is_kernel(path: tuple[str, ...]) -> bool:
-    """Whether the parameter at `path` is a weight matrix or filter: what weight decay acts on."""
-    return path[-1] == "kernel"
-
-
-def is_gate_bias(merge: Merge, path: tuple[str, ...]) -> bool:
-    """Whether it is the bias of a norm that feeds `merge`, as b of bn1; a projection's own norm is none."""
-    feeds = "branch" in path or ("shortcut" in path and merge.shortcut_norm)
-    return feeds and "out_norm" in path and path[-1] == "bias"
-
-
-def is_gate(merge: Merge, path: tuple[str, ...]) -> bool:
-    """Whether the gate is computed from it: the third map of `merge` if that has parameters, else the branch."""
-    own = merge.extra and merge.extra not in PARAMETER_FREE
-    return ("merge" if own else "branch") in path
 
 
 def _where(rule: Callable[[tuple[str, ...]], bool]) -> Callable:

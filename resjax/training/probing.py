@@ -9,7 +9,7 @@ import numpy as np
 
 from resjax.data import batches
 from resjax.data.dataset import Split
-from resjax.ntk.frozen import calibrated
+from resjax.models.frozen import calibrated
 from resjax.probes.registry import PROBES
 from resjax.probes.subject import Subject
 from resjax.training import history, step

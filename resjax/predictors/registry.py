@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from resjax.theory.evidence import Evidence
+from resjax.predictors.evidence import Evidence
 
 MOMENTS = ("init", "trained", "both")
 

@@ -12,9 +12,9 @@ import numpy as np
 from scipy.sparse.linalg import ArpackError
 
 from resjax.config import ConfigError
-from resjax.theory import kernel_predictors, net_predictors, zero_cost  # noqa: F401 (they register)
-from resjax.theory.evidence import Evidence
-from resjax.theory.registry import PREDICTORS, Predictor, register
+from resjax.predictors import kernel as kernel_predictors  # noqa: F401 (they register)
+from resjax.predictors.evidence import Evidence
+from resjax.predictors.registry import PREDICTORS, Predictor, register
 
 __all__ = ["PREDICTORS", "Evidence", "Predictor", "evaluate", "register"]
 

@@ -26,17 +26,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resjax.config import ConfigError
-from resjax.data import dataset, regression, subsets
-from resjax.data.regression import Regression
+from resjax.data import dataset, subsets
 from resjax.fair import scale
 from resjax.fair.compare import settle
 from resjax.fair.tuning import NoStableRate, Trial, tune
 from resjax.models import build
-from resjax.ntk import lazy
 from resjax.ntk.empirical import empirical_ntk
 from resjax.ntk.infinite import merge_kernel
+from resjax.regression import lazy
+from resjax.regression import tasks as regression
+from resjax.regression.fit import Fit
+from resjax.regression.tasks import Regression
 from resjax.training import step
-from resjax.training.regress import Fit
 
 MOMENTUM = 0.9  # of R2 and R3
 THRESHOLD = 0.01  # training error at which R3 ends, and so R2, over the targets' mean square
@@ -65,7 +66,7 @@ def measure(
     """The errors of `config.seeds` splits x `inits` initialisations.
 
     Args:
-      config: an mlp and its recipe; dataset.name is a teacher of `resjax.data.regression`, or a data set if `target`
+      config: an mlp and its recipe; dataset.name is a teacher of `resjax.regression.tasks`, or a data set if `target`
         says what is learned of it; dataset.train_size is n.
       workdir: not used: nothing is trained beforehand.
       rungs: digits of those wanted, such as "01234".

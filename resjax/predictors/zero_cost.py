@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from resjax.theory import programs
-from resjax.theory.evidence import Evidence
-from resjax.theory.registry import register
+from resjax.predictors import programs
+from resjax.predictors.evidence import Evidence
+from resjax.predictors.registry import register
 
 SURVEY = "; Abdelfattah et al. 2021, 2101.08134"
 

@@ -9,9 +9,9 @@ there.
 import numpy as np
 
 from resjax.config import ConfigError
+from resjax.predictors.evidence import Evidence
+from resjax.predictors.registry import register
 from resjax.theory import eigenlearning
-from resjax.theory.evidence import Evidence
-from resjax.theory.registry import register
 
 FLOAT32 = float(np.finfo(np.float32).eps)
 
@@ -29,7 +29,7 @@ def eigenlearning_error(evidence: Evidence) -> float:
 
     Danger: the theory draws points, here (sample, class) pairs, one by one, while a training set has all pairs of its
     samples. For kernels with strong correlations between logits or a wide spread of K(x, x), products above all, the
-    true error is larger (`resjax.ntk.regression.learning_curve` measures both).
+    true error is larger (`resjax.ntk.learning_curve.learning_curve` measures both).
 
     Danger: the pool must be much larger than n. For M = 2n the error was measured to be a fifth too large, for M = 5n
     a few percent.

@@ -6,8 +6,8 @@ The loss is the mean cross-entropy over the training set with the statistics of 
 import numpy as np
 from scipy.sparse.linalg import LinearOperator, eigsh
 
-from resjax.theory.evidence import Evidence
-from resjax.theory.registry import register
+from resjax.predictors.evidence import Evidence
+from resjax.predictors.registry import register
 
 # --- Sensitivity to the input ---------------------------------------------------------------------------------------
 

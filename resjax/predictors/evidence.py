@@ -16,7 +16,7 @@ from jax.tree_util import DictKey, Partial
 from scipy.linalg import cho_factor, cho_solve
 
 from resjax.config import ConfigError
-from resjax.theory import programs
+from resjax.predictors import programs
 
 ASYMMETRY = 1e-5  # of the kernel's largest entry; what a float32 kernel may have by rounding
 
