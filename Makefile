@@ -46,7 +46,7 @@ notebook: setup  # that it runs; `make test` looks at what stands in it
 	$(UNOPTIMISED) RESJAX_NOTEBOOK_RUN=1 $(BIN)/python -m pytest --numprocesses=0 tests/test_notebook.py
 
 figures: setup  # from results/ alone, without JAX
-	$(BIN)/python -m experiments.figures
+	$(BIN)/python -m experiments.paper.redraw
 
 paper: setup
 	$(BIN)/python -m experiments.paper

@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
 
 
 def _run(config: ConfigDict, workdir: str) -> int:
-    from resjax.analysis import figures, probe_figures, report
+    from resjax.analysis import plots, probe_figures, report
     from resjax.models.merges import MERGES
     from resjax.training import hosts, loop, rundir
 
@@ -60,7 +60,7 @@ def _run(config: ConfigDict, workdir: str) -> int:
     diverged = hosts.on_first(lambda: rundir.read_status(path))["diverged"]
     if hosts.is_first():
         if not (path / "curves.png").exists():
-            figures.curves(path)
+            plots.curves(path)
         drawn = list(probe_figures.of_run(path))
         report.print_run(path)
         if before.get("status") in rundir.FINISHED:

@@ -29,8 +29,8 @@ def optimised():
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures that were saved, to look into."""
-    from resjax.analysis import figures
+    from resjax.analysis import plots
 
-    saved, save = [], figures.save
-    monkeypatch.setattr(figures, "save", lambda figure, path: saved.append(figure) or save(figure, path))
+    saved, save = [], plots.save
+    monkeypatch.setattr(plots, "save", lambda figure, path: saved.append(figure) or save(figure, path))
     return saved

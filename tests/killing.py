@@ -21,7 +21,7 @@ import orbax.checkpoint  # noqa: F401
 import sklearn.metrics  # noqa: F401
 
 from resjax import main
-from resjax.analysis import figures, report  # noqa: F401
+from resjax.analysis import report  # noqa: F401
 from resjax.training import loop, progress, startup  # noqa: F401
 
 EPOCHS = 60

@@ -6,14 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import cause as study
-from experiments import cause_battery as battery
-from experiments import cause_rates, cells, measuring
+from experiments.cause import battery, study
+from experiments.cause import rates as cause_rates
+from experiments.cause import tables as cause
 from resjax import config as config_lib
 from resjax import stats
-from resjax.analysis import cause
 from resjax.config import ConfigError
 from resjax.regression import ladder
+from resjax.sweep import cells, measuring
 
 ALPHAS = (0.125, 1, 64)
 

@@ -5,9 +5,9 @@ from functools import cache
 
 import pytest
 
-from experiments import claims
-from experiments.claims import NUMBER, ROOT, Claim, agree, numbers
-from experiments.questions import QUESTIONS
+from experiments.paper import claims
+from experiments.paper.claims import NUMBER, ROOT, Claim, agree, numbers
+from experiments.paper.questions import QUESTIONS
 from resjax.config import ConfigError
 
 CLAIMS = claims.read()

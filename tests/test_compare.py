@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 from fake_runs import write_run
 
-from experiments import cells, compare, launchers
+from experiments.compare import study as compare
 from resjax import config as config_lib
 from resjax.config import ConfigError
 from resjax.models.merges import MERGES
+from resjax.sweep import cells, launchers
 from resjax.training.interrupt import Interrupted
 
 REGISTRY = {m: SimpleNamespace(core=m in ("add", "mul")) for m in ("add", "mul", "se")}

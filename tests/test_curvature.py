@@ -12,8 +12,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from scipy.sparse.linalg import LinearOperator, eigsh
 
+from experiments.landscape.tables import MASS_ERROR
 from resjax import config
-from resjax.analysis.landscape_tables import MASS_ERROR
 from resjax.config import ConfigError
 from resjax.models.build import build
 from resjax.models.frozen import calibrated

@@ -6,14 +6,14 @@ import pandas as pd
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from experiments import cells, measuring
-from experiments import degree as study
+from experiments.degree import measure as degrees
+from experiments.degree import study
+from experiments.degree import tables as degree_tables
 from resjax import config as config_lib
-from resjax.analysis import degree_tables
 from resjax.config import ConfigError
-from resjax.ntk import degrees
 from resjax.regression import tasks as regression
 from resjax.regression.fit import Fit
+from resjax.sweep import cells, measuring
 from resjax.training import step
 
 

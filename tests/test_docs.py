@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from test_models import BEYOND_ADD
 
-from experiments import cells, paper
+from experiments.paper import run as paper
 from resjax import command_line, config
 from resjax.explore import __main__ as explore
 from resjax.models.merges import MERGES
 from resjax.predictors.evaluate import PREDICTORS
 from resjax.probes.registry import PROBES
+from resjax.sweep import cells
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -145,7 +146,11 @@ def test_commands_parse(module, arguments, monkeypatch):
     else:
         assert module.startswith("experiments."), f"{module} has no parser here"
         if "NAME" not in module:
-            _parsed(importlib.import_module(module), [word.replace(own, "mul_bn") for word in arguments], monkeypatch)
+            _parsed(
+                importlib.import_module(f"{module}.study"),
+                [word.replace(own, "mul_bn") for word in arguments],
+                monkeypatch,
+            )
 
 
 class Parsed(Exception):

@@ -66,5 +66,5 @@ def test_every_module_has_a_layer():
 
 def test_config_imports_no_jax_and_nothing_imports_tensorflow():
     code = "import sys, resjax.config; assert 'jax' not in sys.modules; "
-    code += "import resjax.training.loop, resjax.analysis.figures; assert 'tensorflow' not in sys.modules"
+    code += "import resjax.training.loop, resjax.analysis.plots; assert 'tensorflow' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

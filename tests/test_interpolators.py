@@ -10,13 +10,16 @@ import pandas as pd
 import pytest
 from fake_runs import write_run
 
-from experiments import cells, interpolators, measuring
+from experiments.interpolators import figures as interpolator_figures
+from experiments.interpolators import study as interpolators
+from experiments.interpolators import tables as interpolator_tables
+from experiments.interpolators.tables import between, excess, over_pairs, pair_distances
 from resjax import config as config_lib
-from resjax.analysis import interpolator_figures, interpolator_tables, tables
-from resjax.analysis.interpolator_tables import between, excess, over_pairs, pair_distances
+from resjax.analysis import tables
 from resjax.config import ConfigError
 from resjax.probes.registry import PROBES
 from resjax.probes.subject import Subject
+from resjax.sweep import cells, measuring
 
 IMAGES = 40
 ERROR = {"add": 0.02, "mul": 0.04, "mul_bn1": 0.01, "gate_sig": 0.03, "mul_res": 0.05}
@@ -149,7 +152,7 @@ def train(config, workdir) -> Path:
 
 
 def measure(config, workdir, *, probe, images, moments, split="train"):
-    """Stands in for resjax.probes.of_run.measure."""
+    """Stands in for resjax.sweep.probed.measure."""
     merge, rows = config.model.merge, []
     assert moments == "trained" and images == (2000 if split == "test" else interpolators.EVERY)
     for seed in range(config.seed, config.seed + config.seeds):

@@ -8,11 +8,12 @@ import pytest
 from fake_runs import write_run
 from scipy.stats import kendalltau
 
-from experiments import cells, landscape, measuring
+from experiments.landscape import study as landscape
+from experiments.landscape import tables as lt
 from resjax import config as config_lib
-from resjax.analysis import landscape_tables as lt
 from resjax.analysis import tables
 from resjax.stats import student
+from resjax.sweep import cells, measuring
 
 
 # --- Numbers ----------------------------------------------------------------------------------------------------
@@ -177,7 +178,7 @@ def curvature_row(seed, epoch, config):
 
 
 class Measure:
-    """Stands in for resjax.probes.of_run.measure: sharpness follows the batch size."""
+    """Stands in for resjax.sweep.probed.measure: sharpness follows the batch size."""
 
     def __init__(self):
         self.calls = []

@@ -17,9 +17,10 @@ import submitit  # here, for it keeps the stderr that it finds: that of a test i
 from fake_runs import a_config, write_run
 from rich.console import Console
 
-from experiments import board, cells, cluster, compare, launchers, submitted
-from experiments.launchers import Event
+from experiments.compare import study as compare
 from resjax.config import ConfigError
+from resjax.sweep import board, cells, cluster, launchers, submitted
+from resjax.sweep.launchers import Event
 from resjax.training import rundir
 from resjax.training.interrupt import Interrupted
 

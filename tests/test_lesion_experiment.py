@@ -7,10 +7,13 @@ import pandas as pd
 import pytest
 from fake_runs import write_run
 
-from experiments import cells, lesion, measuring
+from experiments.lesion import figures as lesion_figures
+from experiments.lesion import study as lesion
+from experiments.lesion import tables as lesion_tables
 from resjax import config as config_lib
-from resjax.analysis import lesion_figures, lesion_tables, tables
+from resjax.analysis import tables
 from resjax.config import ConfigError
+from resjax.sweep import cells, measuring
 
 BLOCKS = ["stage1_block1", "stage1_block2", "stage2_block1", "stage2_block2"]
 COST = {"add": 0.1, "mul": 0.2, "mul_bn1": 0.3, "mul_res": 0.1}  # of skipping one block
@@ -32,7 +35,7 @@ def cost_of(merge, seed, lesion):
 
 
 def measure(config, workdir, *, probe, images, split, moments="init,trained", recalibrate=False, draws=1):
-    """Stands in for resjax.probes.of_run.measure; two blocks cost twice as much as one."""
+    """Stands in for resjax.sweep.probed.measure; two blocks cost twice as much as one."""
     model, seeds = config.model, range(config.seed, config.seed + config.seeds)
     assert split == "test" and (images == 64 or (images, moments) == (360, "trained"))
     if model.merge == "mul" and model.norm == "bn" and model.depth > 8:

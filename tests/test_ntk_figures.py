@@ -9,7 +9,8 @@ from matplotlib.colors import to_hex
 from saved_figures import check_files
 from scipy.stats import kendalltau
 
-from resjax.analysis import figures, ntk_figures
+from experiments.ntk_generalization import figures as ntk_figures
+from resjax.analysis import plots
 from resjax.config import ConfigError
 
 MERGES = ["mul", "add", "gate_sig"]
@@ -53,7 +54,7 @@ def test_spectra_show_eigenvalues_and_power_of_every_merge(tmp_path, drawn):
     eigenvalue, trained, power, _ = figure.axes[:4]
     assert (eigenvalue.get_xscale(), eigenvalue.get_yscale(), power.get_yscale()) == ("log", "log", "linear")
     assert trained.get_title() == "digits (80 images)\nafter training, 3 seeds"
-    assert [line.get_color() for line in eigenvalue.lines] == [figures.style(m)[0] for m in MERGES]
+    assert [line.get_color() for line in eigenvalue.lines] == [plots.style(m)[0] for m in MERGES]
     assert eigenvalue.lines[0].get_ydata() == pytest.approx(1.1 / np.arange(1, 32))
     assert eigenvalue.get_ylim() == trained.get_ylim()
     assert len(eigenvalue.collections) == 3 and power.lines[0].get_ydata()[-1] == pytest.approx(1)
@@ -177,5 +178,7 @@ def test_a_bad_table_ends_in_one_line(tmp_path, draw, message):
 
 
 def test_importing_it_costs_no_matplotlib():
-    code = "import sys, resjax.analysis.ntk_figures; sys.exit(bool({'jax', 'matplotlib'} & set(sys.modules)))"
+    code = (
+        "import sys, experiments.ntk_generalization.figures; sys.exit(bool({'jax', 'matplotlib'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,13 +10,13 @@ import pytest
 from fake_runs import write_run
 from rich.console import Console
 
-from experiments import cells, launchers, measuring
-from experiments import ntk_generalization as study_module
+from experiments.ntk_generalization import study as study_module
+from experiments.ntk_generalization.measure import pool_of
 from resjax import config as config_lib
 from resjax.config import ConfigError
 from resjax.data import dataset
-from resjax.ntk.measure import pool_of
 from resjax.predictors.evaluate import PREDICTORS
+from resjax.sweep import cells, launchers, measuring
 
 ERRORS = {"add": 0.1, "mul": 0.2, "se": 0.15}
 
@@ -35,7 +35,7 @@ def train(config, workdir) -> Path:
 
 
 class Measure:
-    """Stands in for resjax.ntk.measure.measure: `leave_one_out` knows the answer, every other predictor nothing."""
+    """Stands in for the measurement: `leave_one_out` knows the answer, every other predictor nothing."""
 
     def __init__(self, fails=()):
         self.fails, self.calls = fails, []

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from resjax.analysis import page, surface_page
+from experiments.surface import page as surface_page
+from resjax.analysis import page
 from resjax.config import ConfigError
 
 PIXEL = base64.b64decode(  # a PNG of 2 x 1 pixels

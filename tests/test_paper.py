@@ -10,10 +10,13 @@ import time
 import pandas as pd
 import pytest
 
-from experiments import claims, figures, paper, paper_report
-from experiments.claims import Claim
-from experiments.excerpt import Excerpt, Value
-from experiments.questions import QUESTIONS, Question
+from experiments.paper import claims
+from experiments.paper import redraw as figures
+from experiments.paper import report as paper_report
+from experiments.paper import run as paper
+from experiments.paper.claims import Claim
+from experiments.paper.excerpt import Excerpt, Value
+from experiments.paper.questions import QUESTIONS, Question
 from resjax.analysis import tables
 from resjax.config import ConfigError
 

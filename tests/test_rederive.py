@@ -6,10 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import figures, rederive
-from experiments.claims import ROOT
+from experiments.lesion import tables as lesion_tables
+from experiments.paper import rederive
+from experiments.paper import redraw as figures
+from experiments.paper.claims import ROOT
 from resjax import stats
-from resjax.analysis import lesion_tables, tables
+from resjax.analysis import tables
 
 RESULTS = ROOT / "results"
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from experiments import claims, figures
-from experiments.cells import recorded
-from experiments.paper import LAUNCHING, PAPER, _parser, commands
-from experiments.questions import QUESTIONS
+from experiments.paper import claims
+from experiments.paper import redraw as figures
+from experiments.paper.questions import QUESTIONS
+from experiments.paper.run import LAUNCHING, PAPER, _parser, commands
 from resjax.analysis import tables
+from resjax.sweep.cells import recorded
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -22,7 +23,7 @@ MANIFEST = tables.read_json(RESULTS / figures.MANIFEST)
 
 def studies():
     """The modules of experiments/ with a small version."""
-    return [p.stem for p in (ROOT / "experiments").glob("*.py") if "SMOKE" in names(p)]
+    return [p.parent.name for p in (ROOT / "experiments").glob("*/study.py") if "SMOKE" in names(p)]
 
 
 def names(path):
@@ -54,10 +55,10 @@ def test_every_number_of_the_text_is_in_the_manifest_with_its_origin():
 
 
 def test_every_study_has_a_small_version_draws_and_is_in_the_paper():
-    mains = {p.stem for p in (ROOT / "experiments").glob("*.py") if {"MODULE", "main"} <= set(names(p))}
+    mains = {p.parent.name for p in (ROOT / "experiments").glob("*/study.py") if {"MODULE", "main"} <= set(names(p))}
     assert mains == set(studies()) == set(PAPER)
     for name in PAPER:
-        assert "draw" in names(ROOT / "experiments" / f"{name}.py"), name
+        assert "draw" in names(ROOT / "experiments" / name / "study.py"), name
         assert name in {question.study for question in QUESTIONS.values()}
 
 
@@ -82,9 +83,7 @@ def test_figures_need_no_jax_and_are_the_same_bytes_again(tmp_path):
     out = tmp_path / "compare_digits"
     for path in RESULTS.glob("compare_digits*.csv"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    code = (
-        "import sys\nfrom experiments import compare, degree, landscape, lesion, ntk_generalization, signal, surface\n"
-    )
+    code = "import sys\nfrom experiments.compare import study as compare\n"
     code += f"compare.draw({str(out)!r}); assert 'jax' not in sys.modules"
     drawn = []
     for _ in range(2):
@@ -94,6 +93,6 @@ def test_figures_need_no_jax_and_are_the_same_bytes_again(tmp_path):
 
 
 def test_the_command_in_a_header_is_read_back():
-    from experiments import degree
+    from experiments.degree import study as degree
 
     assert recorded(degree._parser(), RESULTS / "degree").needed == 0.5

@@ -8,13 +8,14 @@ import pandas as pd
 import pytest
 from fake_runs import write_run
 
-from experiments import cells, measuring
-from experiments import saturation as study_module
-from experiments.saturation_cells import Cell, parts
-from experiments.study import Found
+from experiments.saturation import study as study_module
+from experiments.saturation import tables as saturation
+from experiments.saturation import verdicts
+from experiments.saturation.cells import Cell, parts
 from resjax import config as config_lib
-from resjax.analysis import figures, saturation
-from resjax.analysis import saturation_verdicts as verdicts
+from resjax.analysis import plots
+from resjax.sweep import cells, measuring
+from resjax.sweep.study import Found
 
 SEEDS = (0, 1, 2)
 BINS = [f"bin_{i}" for i in range(16)]
@@ -79,8 +80,8 @@ def study(tmp_path, monkeypatch):
     monkeypatch.setattr(cells.figures, "curves", lambda run_dir: None)
     monkeypatch.setattr(measuring, "workers", lambda: 1)
     monkeypatch.setattr(study_module, "COSTED", ("add", "mul", "se"))
-    save = figures.save  # a figure is drawn once, as PNG
-    monkeypatch.setattr(figures, "save", lambda figure, path: save(figure, path) if path.suffix == ".png" else path)
+    save = plots.save  # a figure is drawn once, as PNG
+    monkeypatch.setattr(plots, "save", lambda figure, path: save(figure, path) if path.suffix == ".png" else path)
 
     def run(*argv):
         words = [f"--workdir={tmp_path / 'runs'}", f"--out={tmp_path / 'out'}", f"--seeds={len(SEEDS)}"]

@@ -5,9 +5,9 @@ import pickle
 import jax
 import pytest
 
-from experiments import cells, launchers
-from experiments.saturation_gates import SHAPES, register
+from experiments.saturation.gates import SHAPES, register
 from resjax.models.merges import MERGES
+from resjax.sweep import cells, launchers
 
 
 @pytest.fixture(autouse=True)

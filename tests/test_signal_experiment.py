@@ -11,15 +11,16 @@ import pandas as pd
 import pytest
 from fake_runs import write_run
 
-from experiments import cells, measuring
-from experiments import signal as study_module
+from experiments.propagation import measure as of_init
+from experiments.propagation import study as study_module
+from experiments.propagation import tables as signal_tables
+from experiments.propagation.activity import activity
+from experiments.propagation.stack import predicted_ratio, stack
 from resjax import config as config_lib
-from resjax.analysis import signal_tables, tables
+from resjax.analysis import tables
 from resjax.config import ConfigError
 from resjax.models.merges import MERGES
-from resjax.probes import of_init
-from resjax.probes.activity import activity
-from resjax.probes.stack import predicted_ratio, stack
+from resjax.sweep import cells, measuring
 from resjax.theory.signal import branch_constant, stages
 
 # --- Theory of stages -------------------------------------------------------------------------------------------

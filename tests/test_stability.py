@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from resjax.analysis import stability
+from experiments.cause import stability
 
 
 def rows(errors):

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.surface.tables import effective_degree
 from resjax import config as config_lib
-from resjax.analysis.surface_tables import effective_degree
 from resjax.config import ConfigError
 from resjax.models.build import build
 from resjax.probes import alignment as alignment_probe

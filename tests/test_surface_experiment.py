@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 from fake_runs import write_run
 
-from experiments import cells, measuring
-from experiments import surface as study
+from experiments.surface import study
+from experiments.surface import tables as surface_tables
+from experiments.surface import verdicts as surface_verdicts
+from experiments.surface.tables import READINGS
 from resjax import config as config_lib
-from resjax.analysis import surface_tables, surface_verdicts
-from resjax.analysis.surface_tables import READINGS
+from resjax.sweep import cells, measuring
 
 MERGES = ["add", "mul", "gate_sig"]
 SEEDS = range(4)
@@ -211,7 +212,7 @@ def arm_of(config):
 
 
 def measure(config, workdir, *, probe, images, split, moments, points=0):
-    """Stands in for resjax.probes.of_run.measure."""
+    """Stands in for resjax.sweep.probed.measure."""
     assert (images, split, moments) == (256, "test", "trained")
     arm, merge, found = arm_of(config), config.model.merge, {name: [] for name in probe.split(",")}
     for seed in range(config.seed, config.seed + config.seeds):

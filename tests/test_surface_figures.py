@@ -10,8 +10,12 @@ import pytest
 from matplotlib.colors import to_hex, to_rgb
 from saved_figures import check_files
 
-from resjax.analysis import figures, surface_card, surface_figures, surface_planes, surface_style
-from resjax.analysis.surface_tables import ARMS, READINGS
+from experiments.surface import card as surface_card
+from experiments.surface import figures as surface_figures
+from experiments.surface import planes as surface_planes
+from experiments.surface import style as surface_style
+from experiments.surface.tables import ARMS, READINGS
+from resjax.analysis import plots
 from resjax.config import ConfigError
 
 MERGES = ["add", "mul", "gate_sig_bn"]
@@ -83,8 +87,8 @@ def plane_tables(arms=("plain", "mixup"), points=5):
 def card(tmp_path_factory):
     """The files of a card, and the figure."""
     with pytest.MonkeyPatch.context() as patch:
-        saved, save = [], figures.save
-        patch.setattr(figures, "save", lambda figure, path: saved.append(figure) or save(figure, path))
+        saved, save = [], plots.save
+        patch.setattr(plots, "save", lambda figure, path: saved.append(figure) or save(figure, path))
         path = tmp_path_factory.mktemp("card") / "card"
         paths = surface_card.card(card_table(), race_table(), *plane_tables(), path, SET)
     return paths, saved[0]
@@ -118,7 +122,7 @@ def test_every_point_of_the_card_is_a_number_of_the_table(card):
         filled = {line.get_marker() for line in axes.lines if to_hex(line.get_markerfacecolor()) != "#ffffff"}
         assert filled - {"None", "x"} == {"o"}
         colours = [to_hex(line.get_color()) for line in axes.lines if line.get_marker() == "o"]
-        assert colours == [figures.style(merge)[0].lower() for merge in MERGES]
+        assert colours == [plots.style(merge)[0].lower() for merge in MERGES]
 
 
 def test_the_band_is_the_interval_of_add_without_prior(card):
@@ -195,7 +199,7 @@ def test_symmetries_are_curves_in_percent(tmp_path, drawn):
     assert [axes.get_xscale() for axes in figure.axes] == ["linear"] * 3 + ["log"] * 3
     lines = figure.axes[0].lines
     assert lines[0].get_xydata() == pytest.approx(np.array([[0.5, 160], [1, 80], [2, 40]]))
-    assert [line.get_color() for line in lines] == [figures.style(m)[0] for m in MERGES]
+    assert [line.get_color() for line in lines] == [plots.style(m)[0] for m in MERGES]
     assert legend_names(figure) == [MERGES]
 
 
@@ -299,6 +303,6 @@ def test_what_is_not_there_ends_in_one_line(tmp_path, draw):
 
 
 def test_importing_them_costs_no_matplotlib():
-    code = "import sys, resjax.analysis.surface_card, resjax.analysis.surface_figures, resjax.analysis.surface_page; "
+    code = "import sys, experiments.surface.card, experiments.surface.figures, experiments.surface.page; "
     code += "sys.exit(bool({'jax', 'matplotlib'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,7 +11,7 @@ import pandas as pd
 
 from resjax import stats
 from resjax.analysis import tables
-from resjax.analysis.figures import RC, new_figure, save
+from resjax.analysis.plots import RC, new_figure, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

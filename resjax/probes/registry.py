@@ -1,4 +1,4 @@
-"""The probes by name: during training (config.probes), and on finished runs (`resjax.probes.of_run`).
+"""The probes by name: during training (config.probes), and on finished runs (`resjax.sweep.probed`).
 
 A probe of your own that looks at one replica at a time is one line; to look during training, it also needs an entry in
 config.probes and in RANGES (resjax/config.py):

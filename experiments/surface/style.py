@@ -1,0 +1,127 @@
+"""What the figures of the surface study have in common: who looks how, what is drawn, where it ends, and legends."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from experiments.surface.tables import ARMS
+from resjax.analysis import plots
+from resjax.config import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH = 7.0  # inches, a text width
+GREY = "#595959"
+RC = plots.RC | {"axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7}
+WITHOUT = "plain"  # the prior that is none
+ARM_LOOKS = {  # prior -> marker, colour where no merge gives one
+    "plain": ("o", GREY),
+    "augment": ("^", "#0072B2"),
+    "mixup": ("s", "#D55E00"),
+    "noise": ("D", "#CC79A7"),
+    "stn": ("v", "#009E73"),
+}
+
+
+def of_dataset(table: pd.DataFrame, dataset: str, name: str, needed: str = "dataset") -> pd.DataFrame:
+    """The rows of a data set that have a value in column `needed`.
+
+    Raises:
+      ConfigError: there is none; `name` says of which table.
+    """
+    rows = table[(table["dataset"] == dataset) & table[needed].notna()]
+    if rows.empty:
+        raise ConfigError(f"the table {name} has nothing of {dataset}: nothing to draw")
+    return rows
+
+
+def merges_of(table: pd.DataFrame) -> list[str]:
+    """The merges of a table in the order of the catalogue."""
+    known = [*plots.MERGE_STYLES, *table["merge"]]
+    return sorted(dict.fromkeys(table["merge"]), key=known.index)
+
+
+def seeds(n: pd.Series) -> str:
+    """The number of seeds in words."""
+    low, high = n.min(), n.max()
+    return f"n = {low:.0f} seeds" if low == high else f"n = {low:.0f} to {high:.0f} seeds"
+
+
+def limits(values: pd.DataFrame, log: bool = False) -> tuple[float, float]:
+    """Limits of an axis that holds all points, and of their intervals no more than as far again as the points spread.
+
+    Args:
+      values: the point and the ends of its interval, in this order; nan is passed over.
+      log: whether the axis is logarithmic; then all points must be positive.
+    """
+    change, back = (np.log, np.exp) if log else (np.array, np.array)
+    numbers = values.to_numpy(float)
+    numbers = change(np.where(numbers > 0, numbers, np.nan) if log else numbers)
+    point, low, high = numbers[np.isfinite(numbers[:, 0])].T
+    spread = np.ptp(point) or 0.1 * abs(point[0]) or 1.0
+    bottom = max(np.nanmin([*low, *point]), point.min() - spread)
+    top = min(np.nanmax([*high, *point]), point.max() + spread)
+    pad = 0.12 * ((top - bottom) or spread)
+    return float(back(bottom - pad)), float(back(top + pad))
+
+
+def saved(figure: "Figure", path: str | os.PathLike) -> list[Path]:
+    """Writes the figure as PNG and as PDF."""
+    return [plots.save(figure, Path(f"{path}{suffix}")) for suffix in (".png", ".pdf")]
+
+
+def tau_words(row: pd.Series, separator: str) -> str:
+    """Its tau, and the interval if it has one."""
+    interval = "" if pd.isna(row["tau_low"]) else f"{separator}[{row['tau_low']:+.2f}, {row['tau_high']:+.2f}]"
+    return f"{row['tau']:+.2f}{interval}"
+
+
+def in_words(arm: str) -> str:
+    """The prior's name, and what it is if the name does not say it."""
+    return arm if arm == ARMS[arm] else f"{arm}: {ARMS[arm]}"
+
+
+def legend(figure: "Figure", looks: Mapping[str, tuple[str, ...]], line: str = "none", **place) -> None:
+    """A legend in as few rows as fit, below the panels.
+
+    Args:
+      figure: that gets it.
+      looks: words -> marker, colour and, unless it is full, the style of its filling.
+      line: style of the line through the markers.
+      place: options of Matplotlib, for another place.
+    """
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], label=words, marker=marker, color=colour, fillstyle=(*fill, "full")[0], linestyle=line)
+        for words, (marker, colour, *fill) in looks.items()
+    ]
+    for handle in handles:
+        handle.set(linewidth=1.1, markersize=4.5)
+    inches = 0.055 * sum(map(len, looks)) + 0.4 * len(looks)
+    rows = -(-inches // (WIDTH - 0.3))
+    look = {"loc": "outside lower center", "fontsize": 7, "columnspacing": 1, "handletextpad": 0.4}
+    figure.legend(handles=handles, ncols=int(-(-len(handles) // rows)), **(look | place))
+
+
+def left_at(y: float) -> dict:
+    """The place of a legend at the left edge, below this share of the figure's height."""
+    return {"loc": "upper left", "bbox_to_anchor": (0.05 / WIDTH, y), "borderpad": 0, "borderaxespad": 0}
+
+
+def axes_at(figure: "Figure", left: float, top: float, width: float, height: float) -> "Axes":
+    """Axes at a place in inches, measured from the upper left."""
+    w, h = figure.get_size_inches()
+    return figure.add_axes((left / w, 1 - (top + height) / h, width / w, height / h))
+
+
+def text_at(figure: "Figure", left: float, top: float, text: str, **look) -> None:
+    """Text that begins at a place in inches, measured from the upper left; at mid-height, unless `look` says more."""
+    w, h = figure.get_size_inches()
+    figure.text(left / w, 1 - top / h, text, **({"va": "center", "fontsize": 6.5, "linespacing": 1.15} | look))

@@ -1,0 +1,117 @@
+"""Where the jobs of a study run: one after the other here, in processes beside this one, or on a cluster.
+
+A launcher is a function of jobs (label -> a call without arguments, module-level or a partial of such) that yields
+what becomes of each: running, then done or failed. A job leaves its result in files; a failing one does not stop the
+others.
+"""
+
+import argparse
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+from resjax.config import ConfigError
+
+
+@dataclass(frozen=True)
+class Event:
+    """What became of a job.
+
+    Attributes:
+      label: its name.
+      state: running, done or failed.
+      reason: why it failed, in one line.
+      error: what it raised, unless that was on a cluster, from where only the line comes back.
+    """
+
+    label: str
+    state: str
+    reason: str = ""
+    error: Exception | None = None
+
+
+Job = Callable[[], object]
+Launcher = Callable[[Mapping[str, Job]], Iterator[Event]]
+
+
+def add_flags(p: argparse.ArgumentParser) -> None:
+    """The flags that `chosen` reads."""
+    group = p.add_argument_group("many runs at a time")
+    group.add_argument("--launcher", default="local", metavar="NAME", help="local or submitit; %(default)s")
+    for name, metavar, text in (
+        ("jobs", "N", "submitted at a time; 100 on SLURM, 1 where they share this machine"),
+        ("time_limit", "MINUTES", "of a job, which is told to save before it ends; a day"),
+        ("gpus", "N", "of a job on SLURM; 1"),
+    ):
+        group.add_argument(f"--{name}", type=int, metavar=metavar, help=text)
+    group.add_argument("--partition", metavar="NAME", help="of SLURM; else its default")
+
+
+def chosen(args: argparse.Namespace) -> Launcher:
+    """The launcher of the flags. Raises ConfigError."""
+    given = {name: getattr(args, name) for name in ("jobs", "time_limit", "gpus", "partition")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if args.launcher == "submitit":
+        from resjax.sweep.cluster import Cluster
+
+        return Cluster(args.workdir, **given)
+    if args.launcher != "local":
+        raise ConfigError(f"--launcher: unknown {args.launcher!r}; choose from local, submitit")
+    for name in given:
+        raise ConfigError(f"--{name} is for --launcher=submitit")
+    return in_this_process
+
+
+def in_this_process(jobs: Mapping[str, Job]) -> Iterator[Event]:
+    """One after the other, here."""
+    for label, job in jobs.items():
+        yield Event(label, "running")
+        try:
+            job()
+            error = None
+        except Exception as raised:  # one of many: name it, and go on
+            error = raised
+        yield _ended(label, error)
+
+
+def in_processes(jobs: Mapping[str, Job], processes: int) -> Iterator[Event]:
+    """So many at a time in processes of their own; one alone runs here."""
+    processes = min(processes, len(jobs))
+    if processes < 2:
+        yield from in_this_process(jobs)
+        return
+    from resjax.training.startup import cores
+
+    # Several processes whose linear algebra uses all cores each would take many times as long.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, cores() // processes)))
+    waiting, running = dict(jobs), {}
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as executor:
+        while waiting or running:
+            while waiting and len(running) < processes:
+                label = next(iter(waiting))
+                yield Event(label, "running")
+                try:
+                    running[executor.submit(waiting.pop(label))] = label
+                except BrokenProcessPool as error:  # one of the processes was killed, and took the others with it
+                    yield _ended(label, error)
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                yield _ended(running.pop(future), future.exception())
+
+
+def _ended(label: str, error: Exception | None) -> Event:
+    if error is None:
+        return Event(label, "done")
+    return Event(label, "failed", reason(label, error), error)
+
+
+def reason(label: str, error: Exception) -> str:
+    """Why a job failed, in one line; where it did goes to the log, unless the line says it all."""
+    line = " ".join(str(error).split())
+    if isinstance(error, ConfigError):
+        return line
+    logging.getLogger(__name__).error("%s failed", label, exc_info=error)
+    return f"{type(error).__name__}: {line}"
