@@ -13,7 +13,7 @@ from resjax import config as config_lib
 from resjax import stats
 from resjax.config import ConfigError
 from resjax.regression import ladder
-from resjax.sweep import cells, measuring
+from resjax.sweep import flags, measuring
 
 ALPHAS = (0.125, 1, 64)
 
@@ -439,7 +439,7 @@ def test_rates_are_chosen_on_images_that_no_split_has():
 
 def test_the_plan(monkeypatch):
     def plan(*argv):
-        return study.configurations(cells.parse(study._parser(), argv))
+        return study.configurations(flags.parse(study._parser(), argv))
 
     cube = plan()
     assert {cell.about["task"] for cell in cube.values()} == {f"cube10_degree{k}" for k in (1, 2, 3, 4)}

@@ -9,9 +9,10 @@ from fake_runs import write_run
 
 from experiments.compare import study as compare
 from resjax import config as config_lib
+from resjax.analysis import plots
 from resjax.config import ConfigError
 from resjax.models.merges import MERGES
-from resjax.sweep import cells, launchers
+from resjax.sweep import flags, launchers
 from resjax.training.interrupt import Interrupted
 
 REGISTRY = {m: SimpleNamespace(core=m in ("add", "mul")) for m in ("add", "mul", "se")}
@@ -37,7 +38,7 @@ class Trainer:
 
 @pytest.fixture
 def study(tmp_path, monkeypatch):
-    monkeypatch.setattr(cells.figures, "curves", lambda run_dir: None)
+    monkeypatch.setattr(plots, "curves", lambda run_dir: None)
 
     def run(*argv, train=None):
         paths = [f"--workdir={tmp_path / 'runs'}", f"--out={tmp_path / 'out'}", "--epochs=2"]
@@ -131,18 +132,18 @@ def test_equal_cells_are_refused(study, capsys):
 
 
 def _args(*argv):
-    return cells.parse(cells.parser("m", "d", {"seeds": 2, "epochs": 3}), argv)
+    return flags.parse(flags.parser("m", "d", {"seeds": 2, "epochs": 3}), argv)
 
 
 def test_settings_get_the_type_of_their_entry_and_the_last_word():
     settings = ("model.depth=14", "optimizer.weight_decay=0", "schedule.milestones=.3,.6", "model.scale=.3")
     args = _args("--datasets=mnist", "--depth=8", *(f"--set={s}" for s in settings), "--set=model.norm=ln")
-    c = cells.config(args, "mnist", "mul")
+    c = flags.config(args, "mnist", "mul")
     assert (c.model.depth, c.model.norm, c.model.scale, c.schedule.milestones) == (14, "ln", 0.3, (0.3, 0.6))
     assert type(c.optimizer.weight_decay) is float  # 0 and 0.0 would be two runs
     assert c.name == c.model.merge == "mul" and c.dataset.name == "mnist"
     with pytest.raises(ConfigError, match="epochs"):
-        cells.config(_args("--set=epochs=2.5"), "mnist", "mul")
+        flags.config(_args("--set=epochs=2.5"), "mnist", "mul")
 
 
 def test_smoke_yields_to_the_command_line():

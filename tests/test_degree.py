@@ -13,7 +13,7 @@ from resjax import config as config_lib
 from resjax.config import ConfigError
 from resjax.regression import tasks as regression
 from resjax.regression.fit import Fit
-from resjax.sweep import cells, measuring
+from resjax.sweep import flags, measuring
 from resjax.training import step
 
 
@@ -185,7 +185,7 @@ def test_sizes_that_the_cube_does_not_have(sizes, capsys):
 
 
 def test_every_merge_has_the_same_budget():
-    args = cells.parse(study._parser(), [])
+    args = flags.parse(study._parser(), [])
     found = study.configurations(args)
     assert len(found) == 4 * (2 * 6 * 5 + 2 * 2)
     assert {about["n"] for about, _ in found.values() if about["norm"] == "none"} == {256}

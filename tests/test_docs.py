@@ -17,7 +17,7 @@ from resjax.explore import __main__ as explore
 from resjax.models.merges import MERGES
 from resjax.predictors.evaluate import PREDICTORS
 from resjax.probes.registry import PROBES
-from resjax.sweep import cells
+from resjax.sweep import flags
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -159,14 +159,14 @@ class Parsed(Exception):
 
 def _parsed(study, arguments, monkeypatch):
     """Reads the flags by the study's own parser, and the merges and data sets among them."""
-    parse = cells.parse
+    parse = flags.parse
 
     def stop(parser, argv):
         args = parse(parser, argv)
-        cells.merges(args.merges, MERGES) and cells.datasets(args.datasets)
+        flags.merges(args.merges, MERGES) and flags.datasets(args.datasets)
         raise Parsed
 
-    monkeypatch.setattr(cells, "parse", stop)
+    monkeypatch.setattr(flags, "parse", stop)
     monkeypatch.setattr(sys, "argv", [study.__name__])
     with pytest.raises(Parsed):
         study.main(arguments)

@@ -15,11 +15,11 @@ from experiments.interpolators import study as interpolators
 from experiments.interpolators import tables as interpolator_tables
 from experiments.interpolators.tables import between, excess, over_pairs, pair_distances
 from resjax import config as config_lib
-from resjax.analysis import tables
+from resjax.analysis import plots, tables
 from resjax.config import ConfigError
 from resjax.probes.registry import PROBES
 from resjax.probes.subject import Subject
-from resjax.sweep import cells, measuring
+from resjax.sweep import flags, measuring
 
 IMAGES = 40
 ERROR = {"add": 0.02, "mul": 0.04, "mul_bn1": 0.01, "gate_sig": 0.03, "mul_res": 0.05}
@@ -181,7 +181,7 @@ def study(tmp_path_factory):
         return interpolators.main([*paths, "--seeds=4", f"--merges={merges}", *argv], train, measure)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cells.figures, "curves", lambda run_dir: None)
+        patch.setattr(plots, "curves", lambda run_dir: None)
         patch.setattr(measuring, "workers", lambda: 1)
         run.code = run()
         run.path = path
@@ -275,18 +275,18 @@ def test_without_a_net_that_interpolates_the_tables_say_so(study, capsys):
 
 
 def test_bad_flags_get_one_line(study, capsys):
-    for flags, message in {
+    for words, message in {
         ("--datasets=digits,mnist",): "one at a time",
         ("--set=dataset.augment=crop",): "--set dataset.augment: the study decides it",
         ("--merges=ad",): "unknown 'ad'",
     }.items():
-        assert study(*flags) == 2
+        assert study(*words) == 2
         err = capsys.readouterr().err
         assert message in err and err.count("\n") == 1
 
 
 def test_the_smoke_study_is_of_residual_mlps_and_has_the_sum():
-    args = cells.parse(cells.parser("m", "", interpolators.SMOKE), ["--smoke", "--merges=mul"])
+    args = flags.parse(flags.parser("m", "", interpolators.SMOKE), ["--smoke", "--merges=mul"])
     configs = interpolators.configurations(args)
     assert {(c.model.name, c.seeds, c.dataset.train_size) for c in configs.values()} == {("mlp", 2, 64)}
     assert list(configs) == ["digits, add", "digits, mul"]

@@ -11,9 +11,9 @@ from scipy.stats import kendalltau
 from experiments.landscape import study as landscape
 from experiments.landscape import tables as lt
 from resjax import config as config_lib
-from resjax.analysis import tables
+from resjax.analysis import plots, tables
 from resjax.stats import student
-from resjax.sweep import cells, measuring
+from resjax.sweep import flags, measuring
 
 
 # --- Numbers ----------------------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ class Measure:
 
 @pytest.fixture
 def study(tmp_path, monkeypatch):
-    monkeypatch.setattr(cells.figures, "curves", lambda run_dir: None)
+    monkeypatch.setattr(plots, "curves", lambda run_dir: None)
     monkeypatch.setattr(measuring, "workers", lambda: 1)
 
     def run(*argv, measure=None):
@@ -282,7 +282,7 @@ def test_what_no_net_speaks_of_is_left_out(study, capsys):
 
 
 def test_all_words_for_merges_choose_what_is_looked_at():
-    args = cells.parse(landscape._parser(), ["--merges=core", "--swept=add, mul", "--planes=core"])
+    args = flags.parse(landscape._parser(), ["--merges=core", "--swept=add, mul", "--planes=core"])
     asked = landscape.looks(args)
     assert asked["surface"]["cells"] == asked["density"]["cells"] and len(asked["surface"]["cells"]) > 5
     assert {label.split(", ")[1] for label in asked["sharpness"]["cells"]} == {"add", "mul"}
@@ -290,7 +290,7 @@ def test_all_words_for_merges_choose_what_is_looked_at():
 
 def test_a_rate_that_grows_with_the_batch_is_a_cell_of_its_own():
     flags = ["--merges=add", "--swept=add", "--planes=add", "--batch_sizes=32,128,512", "--rates=fixed,linear"]
-    configs = landscape.configurations(cells.parse(landscape._parser(), flags))
+    configs = landscape.configurations(flags.parse(landscape._parser(), flags))
     rates = {label: (c.batch_size, c.optimizer.learning_rate) for label, c in configs.items()}
     assert rates == {
         "digits, add": (128, 0.1),

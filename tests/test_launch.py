@@ -19,7 +19,7 @@ from rich.console import Console
 
 from experiments.compare import study as compare
 from resjax.config import ConfigError
-from resjax.sweep import board, cells, cluster, launchers, submitted
+from resjax.sweep import board, cluster, flags, launchers, runs, submitted
 from resjax.sweep.launchers import Event
 from resjax.training import rundir
 from resjax.training.interrupt import Interrupted
@@ -99,7 +99,7 @@ def without_slurm(monkeypatch):
 
 
 def args(*argv):
-    return cells.parse(cells.parser("m", "d", {}), argv)
+    return flags.parse(flags.parser("m", "d", {}), argv)
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_cells_take_their_states_from_the_launcher(tmp_path, capsys):
         return write_run(config, workdir, {0: 0.8}, {0: 1})
 
     (rundir.path_of(configs["pi"], tmp_path) / "summary.json").write_text("{")
-    outcomes = {o.label: o for o in cells.run(configs, train, tmp_path, Console(width=200), launcher)}
+    outcomes = {o.label: o for o in runs.run(configs, train, tmp_path, Console(width=200), launcher)}
     assert list(outcomes) == list(configs)
     assert [outcomes[label].trained for label in configs] == [False, False, True, False]
     assert [outcomes[label].run_dir is None for label in configs] == [False, True, False, True]
@@ -323,7 +323,7 @@ def test_a_cell_that_can_not_work_stops_a_study_in_this_process(tmp_path):
         raise ConfigError("no such data set")
 
     with pytest.raises(ConfigError, match="no such data set"):
-        cells.run({m: a_config(m) for m in ("add", "mul")}, train, tmp_path, Console(quiet=True))
+        runs.run({m: a_config(m) for m in ("add", "mul")}, train, tmp_path, Console(quiet=True))
 
 
 def test_the_table_of_hundreds_of_cells_fits_a_terminal(monkeypatch):
@@ -359,7 +359,7 @@ def test_a_training_in_this_process_has_the_terminal_to_itself(launcher, live, t
     config = a_config(epochs=2, seeds=1)
     write_run(config, tmp_path, {0: 0.9})
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
-    cells.run({"add": config}, pytest.fail, tmp_path, console, launcher)
+    runs.run({"add": config}, pytest.fail, tmp_path, console, launcher)
     assert ("1 done, 0 running" in console.file.getvalue()) == live
     assert ("[1/1] add" in console.file.getvalue()) != live
 

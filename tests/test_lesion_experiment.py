@@ -11,9 +11,9 @@ from experiments.lesion import figures as lesion_figures
 from experiments.lesion import study as lesion
 from experiments.lesion import tables as lesion_tables
 from resjax import config as config_lib
-from resjax.analysis import tables
+from resjax.analysis import plots, tables
 from resjax.config import ConfigError
-from resjax.sweep import cells, measuring
+from resjax.sweep import flags, measuring
 
 BLOCKS = ["stage1_block1", "stage1_block2", "stage2_block1", "stage2_block2"]
 COST = {"add": 0.1, "mul": 0.2, "mul_bn1": 0.3, "mul_res": 0.1}  # of skipping one block
@@ -78,7 +78,7 @@ def study(tmp_path_factory):
         return lesion.main([*paths, *words, *argv], train, measure)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cells.figures, "curves", lambda run_dir: None)
+        patch.setattr(plots, "curves", lambda run_dir: None)
         patch.setattr(measuring, "workers", lambda: 1)
         run.code = run()
     run.path = path
@@ -158,22 +158,22 @@ def test_every_figure_is_drawn(study):
 
 
 def test_bad_flags_get_one_line(study, capsys):
-    for flags, message in {
+    for words, message in {
         ("--datasets=digits,mnist",): "one at a time",
         ("--ln=ad",): "unknown 'ad'",
         ("--depths=9",): "config.model.depth=9",
         ("--set=model.depth=8",): "use --depths and --ln",
         ("--depth=8",): "use --depths and --ln",
     }.items():
-        assert study(*flags) == 2
+        assert study(*words) == 2
         err = capsys.readouterr().err
         assert message in err and err.count("\n") == 1
 
 
 def test_the_smoke_study_is_of_residual_mlps():
-    p = cells.parser("m", "", lesion.SMOKE)
+    p = flags.parser("m", "", lesion.SMOKE)
     p.set_defaults(depths=(8,), ln="", rescue=False)
-    configs = lesion.configurations(cells.parse(p, ["--smoke"]))
+    configs = lesion.configurations(flags.parse(p, ["--smoke"]))
     assert {(c.model.name, c.model.depth, c.seeds) for c in configs.values()} == {("mlp", 8, 2)}
 
 

@@ -13,10 +13,11 @@ from rich.console import Console
 from experiments.ntk_generalization import study as study_module
 from experiments.ntk_generalization.measure import pool_of
 from resjax import config as config_lib
+from resjax.analysis import plots
 from resjax.config import ConfigError
 from resjax.data import dataset
 from resjax.predictors.evaluate import PREDICTORS
-from resjax.sweep import cells, launchers, measuring
+from resjax.sweep import flags, launchers, measuring
 
 ERRORS = {"add": 0.1, "mul": 0.2, "se": 0.15}
 
@@ -69,7 +70,7 @@ class Measure:
 
 @pytest.fixture
 def study(tmp_path, monkeypatch):
-    monkeypatch.setattr(cells.figures, "curves", lambda run_dir: None)
+    monkeypatch.setattr(plots, "curves", lambda run_dir: None)
     monkeypatch.setattr(measuring, "workers", lambda: 1)
 
     def run(*argv, measure=None):
@@ -144,7 +145,7 @@ def test_measurements_go_where_the_trainings_go(study, undrawn, monkeypatch, cap
 
 
 def test_bad_flags_get_one_line(study, capsys):
-    for flags, message in {
+    for words, message in {
         ("--datasets=mnist",): "no design for 'mnist'",
         ("--merges=ad",): "unknown 'ad'",
         ("--depths=9",): "config.model.depth=9",
@@ -153,7 +154,7 @@ def test_bad_flags_get_one_line(study, capsys):
         ("--pool=5000",): "a pool of 5000 images",
         ("--merges=add", "--widths=8", "--depths=8", "--datasets=digits"): "nothing to rank",
     }.items():
-        assert study(*flags) == 2
+        assert study(*words) == 2
         err = capsys.readouterr().err
         assert message in err and err.count("\n") == 1
     assert study("--pool=100", measure=Measure(fails=ERRORS)) == 2
@@ -162,7 +163,7 @@ def test_bad_flags_get_one_line(study, capsys):
 
 def test_the_command_line_has_the_last_word():
     def configs(*argv):
-        args = cells.parse(study_module._parser(), ["--merges=add", *argv])
+        args = flags.parse(study_module._parser(), ["--merges=add", *argv])
         return [config for config, _ in study_module.configurations(args).values()]
 
     plain = configs("--datasets=cube_degree2")
@@ -183,13 +184,19 @@ def test_several_processes_measure(tmp_path):
     todo = {name: (c, {"pool": 8}) for name, c in {"a": config, "b": other}.items()}
     console, launcher = Console(quiet=True), partial(launchers.in_processes, processes=2)
     found = measuring.measure_all(todo, _rows, "ntk", str(tmp_path), console, launcher)
-    assert found == {
-        "a": {"rows": [{"name": "digits", "x": "nan"}]},
-        "b": {"rows": [{"name": "cube10_degree2", "x": "nan"}]},
+    assert {label: measured.tables["rows"] for label, measured in found.items()} == {
+        "a": [{"name": "digits", "x": "nan"}],
+        "b": [{"name": "cube10_degree2", "x": "nan"}],
     }
+    assert all(measured.now and measured.env["device_count"] for measured in found.values())
     kept = json.loads(next(tmp_path.glob("*/ntk-*.json")).read_text())
     assert kept["env"]["versions"]["jax"]
-    assert measuring.measure_all(todo, lambda *_: 1 / 0, "ntk", str(tmp_path), console, launcher) == found
+    again = measuring.measure_all(todo, _refuses, "ntk", str(tmp_path), console, launcher)
+    assert again == {label: measured._replace(now=False) for label, measured in found.items()}
+
+
+def _refuses(*_):
+    raise AssertionError("measured twice")
 
 
 def _rows(config, workdir, pool):

@@ -12,7 +12,7 @@ from experiments.paper import redraw as figures
 from experiments.paper.questions import QUESTIONS
 from experiments.paper.run import LAUNCHING, PAPER, _parser, commands
 from resjax.analysis import tables
-from resjax.sweep.cells import recorded
+from resjax.sweep.flags import recorded
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"

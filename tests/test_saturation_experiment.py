@@ -14,8 +14,8 @@ from experiments.saturation import verdicts
 from experiments.saturation.cells import Cell, parts
 from resjax import config as config_lib
 from resjax.analysis import plots
-from resjax.sweep import cells, measuring
-from resjax.sweep.study import Found
+from resjax.sweep import flags, measuring, runs
+from resjax.sweep.study import Study
 
 SEEDS = (0, 1, 2)
 BINS = [f"bin_{i}" for i in range(16)]
@@ -77,7 +77,7 @@ def measure(config, workdir, **options):
 
 @pytest.fixture
 def study(tmp_path, monkeypatch):
-    monkeypatch.setattr(cells.figures, "curves", lambda run_dir: None)
+    monkeypatch.setattr(plots, "curves", lambda run_dir: None)
     monkeypatch.setattr(measuring, "workers", lambda: 1)
     monkeypatch.setattr(study_module, "COSTED", ("add", "mul", "se"))
     save = plots.save  # a figure is drawn once, as PNG
@@ -149,7 +149,7 @@ def test_without_any_look_the_rest_is_still_written(study, monkeypatch):
 
 
 def test_no_rate_is_lost_to_the_rate_of_the_command_line():
-    args = cells.parse(study_module._parser(), ["--set=optimizer.learning_rate=0.2", "--rates=0.1,0.2,0.3",
+    args = flags.parse(study_module._parser(), ["--set=optimizer.learning_rate=0.2", "--rates=0.1,0.2,0.3",
                                                 "--schedules=cosine", "--parts=rates"])  # fmt: skip
     rates = {label: config.optimizer.learning_rate for label, config in study_module.configurations(args).items()}
     assert {label: rate for label, rate in rates.items() if label.startswith("add")} == {
@@ -158,10 +158,10 @@ def test_no_rate_is_lost_to_the_rate_of_the_command_line():
 
 
 def test_a_loss_of_zero_has_a_logarithm(tmp_path):
-    config = cells.config(cells.parse(study_module._parser(), ["--seeds=2"]), "digits", "add")
+    config = flags.config(flags.parse(study_module._parser(), ["--seeds=2"]), "digits", "add")
     run_dir = write_run(config, tmp_path, {0: 0.0, 1: 0.01})  # made-up losses are the accuracies
-    table = cells.tables.summary([run_dir]).assign(reason="")
-    found = Found(None, [cells.Outcome("add", config, run_dir, table, True)], {}, {}, None)
+    table = tables.summary([run_dir]).assign(reason="")
+    found = Study("m", [], None, outcomes=[runs.Outcome("add", config, run_dir, table, True)])
     assert study_module.with_metrics(found)["log_train_loss"].tolist() == pytest.approx([np.log10(2.0**-23), -2])
 
 
@@ -176,7 +176,7 @@ def test_parts_are_chosen(study, capsys):
 
 
 def test_the_cells_of_the_full_study():
-    args = cells.parse(study_module._parser(), [])
+    args = flags.parse(study_module._parser(), [])
     labels = {name: [cell.label for cell in own] for name, own in parts(args).items()}
     assert labels["gates"][:2] == ["add", "gate_sig"] and "gate_granularity spatial" in labels["gates"]
     assert len(labels["rates"]) == 45 and "gate_sig_bn, rate 0.3, step" in labels["rates"]

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.saturation.gates import SHAPES, register
 from resjax.models.merges import MERGES
-from resjax.sweep import cells, launchers
+from resjax.sweep import launchers, runs
 
 
 @pytest.fixture(autouse=True)
@@ -30,5 +30,5 @@ def test_value_and_slope_at_zero(name, shape):
 
 
 def test_a_job_registers_them():
-    jobs = cells.trainer(launchers.in_processes, None, register)
+    jobs = runs.trainer(launchers.in_processes, None, register)
     assert pickle.loads(pickle.dumps(jobs)).keywords == {"register": register}

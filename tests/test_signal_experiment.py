@@ -17,10 +17,10 @@ from experiments.propagation import tables as signal_tables
 from experiments.propagation.activity import activity
 from experiments.propagation.stack import predicted_ratio, stack
 from resjax import config as config_lib
-from resjax.analysis import tables
+from resjax.analysis import plots, tables
 from resjax.config import ConfigError
 from resjax.models.merges import MERGES
-from resjax.sweep import cells, measuring
+from resjax.sweep import measuring
 from resjax.theory.signal import branch_constant, stages
 
 # --- Theory of stages -------------------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ class Measure:
 
 @pytest.fixture
 def study(tmp_path, monkeypatch):
-    monkeypatch.setattr(cells.figures, "curves", lambda run_dir: None)
+    monkeypatch.setattr(plots, "curves", lambda run_dir: None)
     monkeypatch.setattr(measuring, "workers", lambda: 1)
 
     def train(config, workdir) -> Path:

@@ -12,7 +12,9 @@ from experiments.surface import tables as surface_tables
 from experiments.surface import verdicts as surface_verdicts
 from experiments.surface.tables import READINGS
 from resjax import config as config_lib
-from resjax.sweep import cells, measuring
+from resjax.analysis import plots
+from resjax.config import ConfigError
+from resjax.sweep import measuring
 
 MERGES = ["add", "mul", "gate_sig"]
 SEEDS = range(4)
@@ -24,7 +26,7 @@ def parsed(*argv):
 
     def stop(args):
         seen.append(args)
-        raise cells.ConfigError("enough")
+        raise ConfigError("enough")
 
     original, study.configurations = study.configurations, stop
     try:
@@ -256,7 +258,7 @@ def looked(name, value, rng):
 def out(tmp_path_factory):
     path = tmp_path_factory.mktemp("study")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cells.figures, "curves", lambda run_dir: None)
+        patch.setattr(plots, "curves", lambda run_dir: None)
         patch.setattr(measuring, "workers", lambda: 1)
         words = ["--seeds=3", f"--merges={','.join(MERGES)}", "--arms=augment"]
         assert study.main([*words, f"--workdir={path / 'runs'}", f"--out={path / 'out'}"], train, measure) == 0

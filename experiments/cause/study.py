@@ -29,7 +29,6 @@ at an edge; 2: bad input, in one line; 128 + n: stopped by signal n.
 import argparse
 import itertools
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -37,7 +36,6 @@ from pathlib import Path
 
 import pandas as pd
 from ml_collections import ConfigDict
-from rich.console import Console
 
 from experiments.cause import figures as cause_figures
 from experiments.cause import rates as cause_rates
@@ -48,7 +46,7 @@ from experiments.cause.battery import table as battery
 from resjax import config as config_lib
 from resjax.analysis import tables
 from resjax.config import ConfigError
-from resjax.sweep import cells, launchers, measuring
+from resjax.sweep import flags, measuring, study
 
 MODULE = "experiments.cause"
 BASELINE = "add"
@@ -137,40 +135,32 @@ class Cell:
 
 def main(argv: Sequence[str] | None = None, measure: measuring.Measure | None = None) -> int:
     """Runs the study; returns the exit code. `measure` replaces that of `resjax.regression.ladder`."""
-    argv = sys.argv[1:] if argv is None else argv
-    args = cells.parse(_parser(), argv)
-    console, began = Console(), time.monotonic()
-    try:
-        launcher = launchers.chosen(args)
-        asked = configurations(args)
-        if args.designs == "rates":
-            measure = measure or cause_rates.measure
-        elif measure is None:
-            from resjax.regression.ladder import measure
-        launcher = measuring.over_cores(launcher, small=args.smoke)
-        first: dict[tuple, str] = {}
-        for label, cell in asked.items():
-            first.setdefault(cell.key, label)
-        todo = {label: (asked[label].config, asked[label].options) for label in first.values()}
-        measured = measuring.measure_all(todo, measure, "rungs", args.workdir, console, launcher)
-        if not measured:
-            raise ConfigError("nothing could be measured; the reasons stand above")
-        found = {label: measured[first[cell.key]] for label, cell in asked.items() if first[cell.key] in measured}
-        header = cells.header_of_measured(MODULE, argv, time.monotonic() - began)
-        made = _report_rates if args.designs == "rates" else report
-        for path in made(rows_of(asked, found), args.out, header, console):
-            print(path)
-    except (ConfigError, KeyboardInterrupt) as error:
-        return cells.exit_code(error)
-    return int(len(found) < len(asked))
+    return study.run(MODULE, argv, _parser(), measured, measure=measure)
+
+
+def measured(running: study.Study) -> list[Path]:
+    """Measures every cell of the designs, once where cells are measured alike, and reports."""
+    from resjax.regression import ladder
+
+    asked = configurations(running.args)
+    at_rates = running.args.designs == "rates"
+    first: dict[tuple, str] = {}
+    for label, cell in asked.items():
+        first.setdefault(cell.key, label)
+    todo = {label: (asked[label].config, asked[label].options) for label in first.values()}
+    rungs = running.measure(todo, cause_rates.measure if at_rates else ladder.measure, "rungs")
+    if not rungs:
+        raise ConfigError("nothing could be measured; the reasons stand above")
+    found = {label: rungs[first[cell.key]] for label, cell in asked.items() if first[cell.key] in rungs}
+    return (_report_rates if at_rates else report)(rows_of(asked, found), running)
 
 
 def _parser() -> argparse.ArgumentParser:
-    p = cells.parser(MODULE, __doc__, SMOKE)
+    p = flags.parser(MODULE, __doc__, SMOKE)
     p.set_defaults(out="results/cause/cause", seeds=8)
     p.add_argument("--designs", default="cube", metavar="A,B", help=f"of {', '.join(DESIGNS)}; %(default)s")
     p.add_argument("--inits", type=int, default=2, metavar="N", help="initialisations per split; %(default)s")
-    cells.add_rates(p)
+    flags.add_rates(p)
     return p
 
 
@@ -178,7 +168,7 @@ def configurations(args: argparse.Namespace) -> dict[str, Cell]:
     """The cells, by label. Raises ConfigError."""
     from resjax.models.merges import MERGES
 
-    merges = dict.fromkeys([BASELINE, *cells.merges(args.merges, MERGES)])
+    merges = dict.fromkeys([BASELINE, *flags.merges(args.merges, MERGES)])
     found: dict[str, Cell] = {}
     for name in args.designs.split(","):
         if name in ALONE and args.designs != name:
@@ -219,7 +209,7 @@ def _at_equal_rates(args: argparse.Namespace) -> dict[str, Cell]:
     """The core merges at every rate of `cause_rates.RATES`, at degrees 3 and 4."""
     from resjax.models.merges import MERGES
 
-    merges, found = dict.fromkeys([BASELINE, *cells.merges(args.merges, MERGES)]), {}
+    merges, found = dict.fromkeys([BASELINE, *flags.merges(args.merges, MERGES)]), {}
     part = Part((_CONTRAST[0], "cube10_degree4"))
     for task, (arm, rates), merge in itertools.product(part.tasks, cause_rates.RATES.items(), merges):
         cell = _cell(args, part, task, 128, 2, merge, **RECIPES[arm])
@@ -240,8 +230,8 @@ def _cell(args: argparse.Namespace, part: Part, task: str, width: int, blocks: i
         "loss.name": "mse", "batch_size": 32, "epochs": args.epochs or 100, "optimizer.learning_rate": 0.1,
         "optimizer.clip_norm": 1.0,
     }  # fmt: skip
-    cells.refuse(args, entries.keys() - {"epochs"} | changes.keys())
-    config = cells.config(args, "digits", merge, **entries | changes)
+    flags.refuse(args, entries.keys() - {"epochs"} | changes.keys())
+    config = flags.config(args, "digits", merge, **entries | changes)
     rungs = part.rungs if _has_infinite_kernel(merge) else part.rungs.replace("0", "")
     options = {
         "rungs": rungs, "test": part.test, "inits": part.inits or args.inits, "alphas": part.alphas,
@@ -272,10 +262,10 @@ def rows_of(asked: Mapping[str, Cell], found: Mapping[str, Mapping[str, list[dic
     return table[[column for column in columns if column in table]]
 
 
-def report(rows: pd.DataFrame, out: str, header: dict[str, str], console: Console) -> list[Path]:
+def report(rows: pd.DataFrame, running: study.Study) -> list[Path]:
     """Prints the verdicts, and writes the tables and figures."""
     if set(rows["arm"]) <= set(ARMS):
-        return _report_battery(rows, out, header, console)
+        return _report_battery(rows, running)
     ladder = rows[rows["arm"] == ""]
     D = cause.differences(ladder, BASELINE)
     wide = cause.by_rung(D)
@@ -293,10 +283,7 @@ def report(rows: pd.DataFrame, out: str, header: dict[str, str], console: Consol
     written["_verdicts"] = cause.verdicts(wide, D, written["_gate"])
     of = (written.get(name) for name in ("_differences", "_verdicts", "_interaction", "_gate"))
     sentences = cause.sentences(*of) | stability.sentences(written["_stability"])
-    for name, text in sentences.items():
-        console.print(f"\n{name}: {text}", markup=False, highlight=False)
-    header = header | sentences
-    return [tables.write_csv(table, f"{out}{suffix}.csv", header) for suffix, table in written.items()] + draw(out)
+    return running.publish(written, sentences) + draw(running.args.out)
 
 
 def draw(out: str | Path) -> list[Path]:
@@ -315,7 +302,7 @@ def draw(out: str | Path) -> list[Path]:
     return paths
 
 
-def _report_battery(rows: pd.DataFrame, out: str, header: dict[str, str], console: Console) -> list[Path]:
+def _report_battery(rows: pd.DataFrame, running: study.Study) -> list[Path]:
     arms = battery(rows)
     if arms.empty:
         raise ConfigError("no arm has both of its nets; the reasons stand above")
@@ -323,19 +310,13 @@ def _report_battery(rows: pd.DataFrame, out: str, header: dict[str, str], consol
         text = (
             f"{row['task']}, {row['arm']}: {row['metric']} {cause.in_words(row)}, {row['supports'] or 'for comparison'}"
         )
-        console.print(text, markup=False, highlight=False)
-    paths = [tables.write_csv(arms, f"{out}.csv", header)]
-    paths.append(tables.write_csv(_tuning(rows), f"{out}_tuning.csv", header))
-    return paths + draw(out)
+        running.console.print(text, markup=False, highlight=False)
+    return running.publish({"": arms, "_tuning": _tuning(rows)}, {}) + draw(running.args.out)
 
 
-def _report_rates(rows: pd.DataFrame, out: str, header: dict[str, str], console: Console) -> list[Path]:
+def _report_rates(rows: pd.DataFrame, running: study.Study) -> list[Path]:
     found = cause_rates.table(rows)
-    sentences = cause_rates.sentences(found)
-    for name, text in sentences.items():
-        console.print(f"\n{name}: {text}", markup=False, highlight=False)
-    header = header | sentences
-    return [tables.write_csv(table, f"{out}{name}.csv", header) for name, table in {"": found, "_nets": rows}.items()]
+    return running.publish({"": found, "_nets": rows}, cause_rates.sentences(found))
 
 
 def _tuning(rows: pd.DataFrame) -> pd.DataFrame:

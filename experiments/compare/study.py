@@ -22,7 +22,6 @@ Exit code 1: a cell failed; 2: bad input, in one line; 128 + n: stopped by signa
 import argparse
 import math
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -36,7 +35,7 @@ from rich.table import Table
 from resjax import command_line
 from resjax.analysis import plots, tables
 from resjax.config import ConfigError
-from resjax.sweep import cells, launchers
+from resjax.sweep import flags, launchers, runs, study
 
 MODULE = "experiments.compare"
 BASELINE = "add"
@@ -52,38 +51,28 @@ TUNING_COLUMNS = ("validation_accuracy", "validation_loss")  # all that a choice
 Configs = dict[tuple[str, str], ConfigDict]  # (data set, merge) -> config
 
 
-def main(argv: Sequence[str] | None = None, train: cells.Train | None = None, registry: Mapping | None = None) -> int:
+def main(argv: Sequence[str] | None = None, train: runs.Train | None = None, registry: Mapping | None = None) -> int:
     """Runs the study; returns the exit code. `train` and `registry` replace the trainer and the merges."""
-    argv = sys.argv[1:] if argv is None else argv
-    args = cells.parse(_parser(), argv)
-    console, began = Console(), time.monotonic()
-    try:
-        launcher = launchers.chosen(args)
-        if registry is None:
-            from resjax.models.merges import MERGES as registry
-        args.merges = with_own(args.merges, launcher)
-        merges = dict.fromkeys([BASELINE, *cells.merges(args.merges, registry)])
-        configs = {(d, m): cells.config(args, d, m) for d in cells.datasets(args.datasets) for m in merges}
-        train = train or cells.trainer(launcher, next(iter(configs.values())))
-        run = partial(cells.run, train=train, workdir=args.workdir, console=console, launcher=launcher)
-        tuned, tuning = [], None
-        if args.tune:
-            tuned = tune(args, configs, run)
-            tuning = tuning_table(tuned)
-            refuse_edges(tuning, console, allowed=args.allow_edge)
-            configs = {(d, m): picked(args, d, m, tuning, console) for d, m in configs}
-        outcomes = run({f"{d}, {m}": c for (d, m), c in configs.items()})
-    except (ConfigError, KeyboardInterrupt) as error:
-        return cells.exit_code(error)
-    results = cells.table(outcomes)
+    if registry is None:
+        from resjax.models.merges import MERGES as registry
+    return study.run(MODULE, argv, _parser(), partial(compared, registry), train)
+
+
+def compared(registry: Mapping, running: study.Study) -> list[Path]:
+    """Tunes if that is asked for, trains, prints the comparison and writes tables and figure."""
+    args, console, written = running.args, running.console, {}
+    args.merges = with_own(args.merges, running.launcher)
+    merges = dict.fromkeys([BASELINE, *flags.merges(args.merges, registry)])
+    configs = {(d, m): flags.config(args, d, m) for d in flags.datasets(args.datasets) for m in merges}
+    if args.tune:
+        written["_tuning"] = tuning_table(tune(args, configs, running.train))
+        refuse_edges(written["_tuning"], console, allowed=args.allow_edge)
+        configs = {(d, m): picked(args, d, m, written["_tuning"], console) for d, m in configs}
+    outcomes = running.train({f"{d}, {m}": c for (d, m), c in configs.items()})
+    results = runs.table(outcomes)
     differences = tables.differences(results, baseline=BASELINE)
     show(differences, outcomes, console)
-    header = cells.header(MODULE, argv, [*tuned, *outcomes], time.monotonic() - began)
-    written = {"": results, "_differences": differences} | ({} if tuning is None else {"_tuning": tuning})
-    paths = [tables.write_csv(table, f"{args.out}{suffix}.csv", header) for suffix, table in written.items()]
-    for path in paths + draw(args.out):
-        print(path)
-    return int(any(o.run_dir is None for o in [*tuned, *outcomes]))
+    return running.publish({"": results, "_differences": differences} | written, {}) + draw(args.out)
 
 
 def with_own(merges: str, launcher: launchers.Launcher) -> str:
@@ -110,12 +99,12 @@ def draw(out: str | Path) -> list[Path]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    p = cells.parser(MODULE, __doc__, SMOKE)
+    p = flags.parser(MODULE, __doc__, SMOKE)
     p.set_defaults(out="results/compare")
     group = p.add_argument_group("tuning of the learning rate")
     group.add_argument("--tune", action="store_true", help="else all merges have the config's")
     group.add_argument(
-        "--tune_factors", type=cells.numbers, default=(0.1, 0.3, 1.0, 3.0, 10.0), metavar="F,F",
+        "--tune_factors", type=flags.numbers, default=(0.1, 0.3, 1.0, 3.0, 10.0), metavar="F,F",
         help="of the config's rate; .1,.3,1,3,10",
     )  # fmt: skip
     group.add_argument("--tune_seeds", type=int, default=2, metavar="N", help="per rate; %(default)s")
@@ -125,14 +114,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def tune(
-    args: argparse.Namespace, configs: Configs, run: Callable[[Mapping[str, ConfigDict]], list[cells.Outcome]]
-) -> list[cells.Outcome]:
+    args: argparse.Namespace, configs: Configs, run: Callable[[Mapping[str, ConfigDict]], list[runs.Outcome]]
+) -> list[runs.Outcome]:
     """Runs every (data set, merge) at every rate, on what validation leaves of the training set; then, EXTENSIONS times
     at most, at the next rate those whose best ends the grid.
     """
     if len(set(args.tune_factors)) < 2:
         raise ConfigError("--tune_factors: one rate is no grid")
-    found: dict[tuple[str, str], dict[float, cells.Outcome]] = {key: {} for key in configs}
+    found: dict[tuple[str, str], dict[float, runs.Outcome]] = {key: {} for key in configs}
     todo = {
         key: [float(f"{c.optimizer.learning_rate * factor:.6g}") for factor in args.tune_factors]  # .3, not .3000...04
         for key, c in configs.items()
@@ -142,7 +131,7 @@ def tune(
         outcomes = run({f"tuning {d}, {m}, rate {rate:g}": c for (d, m, rate), c in tried.items()})
         for (dataset, merge, rate), outcome in zip(tried, outcomes, strict=True):
             found[dataset, merge][rate] = outcome
-        best = {key: pick(cells.table(list(own.values()))) for key, own in found.items()}
+        best = {key: pick(runs.table(list(own.values()))) for key, own in found.items()}
         more = {key: beyond(found[key], rate) for key, rate in best.items() if rate is not None}
         todo = {key: [rate] for key, rate in more.items() if rate is not None}
         if not todo:
@@ -158,7 +147,7 @@ def _tried(args: argparse.Namespace, c: ConfigDict, dataset: str, merge: str, ra
         "seeds": args.tune_seeds,
         "epochs": args.tune_epochs or c.epochs,
     }
-    return cells.config(args, dataset, merge, **entries)
+    return flags.config(args, dataset, merge, **entries)
 
 
 def beyond(grid: Iterable[float], rate: float) -> float | None:
@@ -168,10 +157,10 @@ def beyond(grid: Iterable[float], rate: float) -> float | None:
     return float(f"{rate * rate / ends[rate]:.3g}") if rate in ends else None
 
 
-def tuning_table(tuned: Sequence[cells.Outcome]) -> pd.DataFrame:
+def tuning_table(tuned: Sequence[runs.Outcome]) -> pd.DataFrame:
     """All that was tried: a row per (data set, merge, rate, seed); `at_edge`: the pick ends all that was tried."""
     about = ["dataset", "merge", "learning_rate", "epochs", "hash", "seed", "status", "reason"]
-    tried = cells.table(tuned)[[*about, *TUNING_COLUMNS]]
+    tried = runs.table(tuned)[[*about, *TUNING_COLUMNS]]
     tried["picked"] = tried["at_edge"] = False
     for _, rows in tried.groupby(["dataset", "merge"], sort=False):
         rate = pick(rows)
@@ -202,17 +191,17 @@ def refuse_edges(tuning: pd.DataFrame, console: Console, *, allowed: bool) -> No
 
 def picked(args: argparse.Namespace, dataset: str, merge: str, tuning: pd.DataFrame, console: Console) -> ConfigDict:
     """The final config of a cell; says where no rate gave a result."""
-    config = cells.config(args, dataset, merge)
+    config = flags.config(args, dataset, merge)
     label = tables.config_columns(config)["dataset"]
     rows = tuning[(tuning["dataset"] == label) & (tuning["merge"] == merge) & tuning["picked"]]
     if rows.empty:
         console.print(f"warning: {dataset}, {merge}: no rate gave a result; the config's is used", style="yellow")
         return config
     rate = float(rows["learning_rate"].iloc[0])
-    return cells.config(args, dataset, merge, **{"optimizer.learning_rate": rate})
+    return flags.config(args, dataset, merge, **{"optimizer.learning_rate": rate})
 
 
-def show(differences: pd.DataFrame, outcomes: Sequence[cells.Outcome], console: Console) -> None:
+def show(differences: pd.DataFrame, outcomes: Sequence[runs.Outcome], console: Console) -> None:
     """Prints a table per data set, then who is missing from it and why."""
     for dataset, rows in differences.groupby("dataset", sort=False):
         text = f"\n{dataset}: overall accuracy (%), difference to {BASELINE} (percentage points), [95 % CI]"

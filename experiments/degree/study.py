@@ -22,20 +22,18 @@ import argparse
 import itertools
 import math
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 from ml_collections import ConfigDict
-from rich.console import Console
 
 from experiments.degree import figures as degree_figures
 from experiments.degree import tables as degree_tables
 from resjax.analysis import plots, tables
 from resjax.config import ConfigError
-from resjax.sweep import cells, launchers, measuring
+from resjax.sweep import flags, measuring, study
 
 MODULE = "experiments.degree"
 D, TEST, BLOCKS = 10, 256, 2
@@ -49,58 +47,47 @@ Cell = tuple[dict, ConfigDict]  # what it is about, and its config
 
 def main(
     argv: Sequence[str] | None = None,
-    measure: measuring.Measure | None = None,
+    climb: measuring.Measure | None = None,
     look: measuring.Measure | None = None,
 ) -> int:
-    """Runs the study; returns the exit code. They replace those of `regression.ladder` and `ntk.degrees`."""
-    argv = sys.argv[1:] if argv is None else argv
-    args = cells.parse(_parser(), argv)
-    console, began = Console(), time.monotonic()
-    try:
-        launcher = launchers.chosen(args)
-        asked = configurations(args)
-        from experiments.degree import measure as degrees
-        from resjax.regression import ladder
+    """Runs the study; returns the exit code. The two replace the measurements of `regression.ladder` and `measure`."""
+    return study.run(MODULE, argv, _parser(), partial(measured, climb, look))
 
-        launcher = measuring.over_cores(launcher, small=args.smoke)
-        run = partial(measuring.measure_all, workdir=args.workdir, console=console, launcher=launcher)
-        options = {"test": TEST, "inits": 1, "alphas": "1", "rates": args.rates, "allow_edge": args.allow_edge}
-        curves = run(
-            {label: (config, options | {"rungs": _rungs(about)}) for label, (about, config) in asked.items()},
-            measure or ladder.measure,
-            "curve",
-        )
-        largest = {label: (about, config) for label, (about, config) in asked.items() if about["n"] == args.shown}
-        options = {"test": TEST, "lines": args.lines, "share": args.share}
-        rates = {label: degree_tables.chosen_rate(curves[label]["rows"]) for label in largest if label in curves}
-        trained = {
-            label: rate for label, rate in rates.items() if math.isfinite(rate)
-        }  # the others have no net to look at
-        looks = run(
-            {label: (largest[label][1], options | {"rate": rate}) for label, rate in trained.items()},
-            look or degrees.measure,
-            "degrees",
-        )
-        if not curves or not looks:
-            raise ConfigError("nothing could be measured; the reasons stand above")
-        header = cells.header_of_measured(MODULE, argv, time.monotonic() - began)
-        rows = _together({label: found["rows"] for label, found in curves.items()}, asked)
-        speed, energy = (
-            _together({label: found[name] for label, found in looks.items()}, asked) for name in ("speed", "energy")
-        )
-        for path in report(args, rows, speed, energy, header, console):
-            print(path)
-    except (ConfigError, KeyboardInterrupt) as error:
-        return cells.exit_code(error)
-    return int(len(curves) < len(asked) or len(looks) < len(trained))
+
+def measured(climb: measuring.Measure | None, look: measuring.Measure | None, running: study.Study) -> list[Path]:
+    """Measures learning curves, then speed and degrees of the nets at the rate that was picked, and reports."""
+    from experiments.degree.measure import measure as of_degrees
+    from resjax.regression import ladder
+
+    args = running.args
+    asked = configurations(args)
+    options = {"test": TEST, "inits": 1, "alphas": "1", "rates": args.rates, "allow_edge": args.allow_edge}
+    todo = {label: (config, options | {"rungs": _rungs(about)}) for label, (about, config) in asked.items()}
+    curves = running.measure(todo, climb or ladder.measure, "curve")
+    largest = {label: config for label, (about, config) in asked.items() if about["n"] == args.shown}
+    options = {"test": TEST, "lines": args.lines, "share": args.share}
+    rates = {label: degree_tables.chosen_rate(curves[label]["rows"]) for label in largest if label in curves}
+    todo = {
+        label: (largest[label], options | {"rate": rate})
+        for label, rate in rates.items()
+        if math.isfinite(rate)  # the others have no net to look at
+    }
+    looks = running.measure(todo, look or of_degrees, "degrees")
+    if not curves or not looks:
+        raise ConfigError("nothing could be measured; the reasons stand above")
+    rows = _together({label: found["rows"] for label, found in curves.items()}, asked)
+    speed, energy = (
+        _together({label: found[name] for label, found in looks.items()}, asked) for name in ("speed", "energy")
+    )
+    return report(running, rows, speed, energy)
 
 
 def _parser() -> argparse.ArgumentParser:
-    p = cells.parser(MODULE, __doc__, SMOKE)
+    p = flags.parser(MODULE, __doc__, SMOKE)
     p.set_defaults(out="results/degree", seeds=8, width=128, merges="mul,mul_bn,mul_bn1,gate_sig,gate_sig_bn")
-    p.add_argument("--degrees", type=cells.whole_numbers, default=(1, 2, 3, 4), metavar="N,N", help="1,2,3,4")
-    p.add_argument("--sizes", type=cells.whole_numbers, default=(32, 64, 128, 256, 512), metavar="N,N")
-    cells.add_rates(p)
+    p.add_argument("--degrees", type=flags.whole_numbers, default=(1, 2, 3, 4), metavar="N,N", help="1,2,3,4")
+    p.add_argument("--sizes", type=flags.whole_numbers, default=(32, 64, 128, 256, 512), metavar="N,N")
+    flags.add_rates(p)
     p.add_argument("--needed", type=float, default=0.5, metavar="E", help="error that needs samples; %(default)s")
     p.add_argument("--share", type=float, default=0.02, metavar="S", help="of the stability limit; %(default)s")
     p.add_argument("--lines", type=int, default=16, metavar="N", help="through the data, per split; %(default)s")
@@ -119,7 +106,7 @@ def configurations(args: argparse.Namespace) -> dict[str, Cell]:
             f"--sizes: from 32, a batch, to {2**D - TEST}: there are {2**D} points, {TEST} of them to test"
         )
     args.shown = max(size for size in args.sizes if size <= 256 or size == min(args.sizes))
-    merges = dict.fromkeys(["add", *cells.merges(args.merges, MERGES)])
+    merges = dict.fromkeys(["add", *flags.merges(args.merges, MERGES)])
     plan = [(merge, "relu", "ln", clip, n) for clip, n, merge in itertools.product((1.0, 0.0), args.sizes, merges)]
     plan += [(merge, activation, "none", 1.0, args.shown) for merge in POLYNOMIAL for activation in ("relu", "none")]
     found = {}
@@ -133,10 +120,10 @@ def configurations(args: argparse.Namespace) -> dict[str, Cell]:
             "epochs": max(1, (args.epochs or 100) * 256 // n),  # as many steps for all n
             "optimizer.learning_rate": 0.01,
         }  # fmt: skip
-        cells.refuse(args, entries.keys() - {"epochs"})
+        flags.refuse(args, entries.keys() - {"epochs"})
         found[", ".join(f"{key} {value}" for key, value in about.items())] = (
             about,
-            cells.config(args, "digits", merge, **entries),
+            flags.config(args, "digits", merge, **entries),
         )
     return found
 
@@ -151,17 +138,11 @@ def _together(found: Mapping[str, list[dict]], asked: Mapping[str, Cell]) -> pd.
     )
 
 
-def report(
-    args: argparse.Namespace,
-    rows: pd.DataFrame,
-    speed: pd.DataFrame,
-    energy: pd.DataFrame,
-    header: dict[str, str],
-    console: Console,
-) -> list[Path]:
+def report(running: study.Study, rows: pd.DataFrame, speed: pd.DataFrame, energy: pd.DataFrame) -> list[Path]:
     """Prints the verdicts, and writes the tables and figures."""
     from experiments.degree.measure import predicted
 
+    args = running.args
     rows = rows.assign(rung=rows["rung"].mask((rows["rung"] == "R4") & (rows["clip"] == 0), "R4u"))
     relu = rows[rows["norm"] == "ln"]
     if not {"add"} < set(relu["merge"]):
@@ -187,13 +168,7 @@ def report(
         ),
         "_linear": degree_tables.without_activations(rows),
     }
-    sentences = degree_tables.sentences(written, args.needed)
-    for name, text in sentences.items():
-        console.print(f"\n{name}: {text}", markup=False, highlight=False)
-    paths = [
-        tables.write_csv(table, f"{args.out}{suffix}.csv", header | sentences) for suffix, table in written.items()
-    ]
-    return paths + draw(args.out)
+    return running.publish(written, degree_tables.sentences(written, args.needed)) + draw(args.out)
 
 
 def draw(out: str | Path) -> list[Path]:
@@ -201,7 +176,7 @@ def draw(out: str | Path) -> list[Path]:
     read = tables.written(out, "_curves", "_needed", "_speed", "_energy")
     plan = {
         "_curves": ("_curves", degree_figures.curves),
-        "_needed": ("_needed", partial(degree_figures.needed, level=cells.recorded(_parser(), out).needed)),
+        "_needed": ("_needed", partial(degree_figures.needed, level=flags.recorded(_parser(), out).needed)),
         "_speed": ("_speed", degree_figures.speed),
         "_energy": ("_energy", degree_figures.energies),
     }

@@ -35,7 +35,7 @@ from experiments.interpolators import tables as interpolator_tables
 from experiments.interpolators.tables import BASELINE, READINGS
 from resjax.analysis import plots, race, tables
 from resjax.config import ConfigError
-from resjax.sweep import cells, measuring, study
+from resjax.sweep import flags, measuring, runs, study
 
 MODULE = "experiments.interpolators"
 SMOKE = {
@@ -47,26 +47,26 @@ EVERY = 10**9  # images: all that there are
 
 
 def main(
-    argv: Sequence[str] | None = None, train: cells.Train | None = None, measure: measuring.Measure | None = None
+    argv: Sequence[str] | None = None, train: runs.Train | None = None, measure: measuring.Measure | None = None
 ) -> int:
     """Runs the study; returns the exit code. `train` and `measure` replace the trainer and the measurement."""
-    p = cells.parser(MODULE, __doc__, SMOKE)
+    p = flags.parser(MODULE, __doc__, SMOKE)
     p.set_defaults(out="results/interpolators", merges="all", seeds=6)
     p.set_defaults(width=8, train_size=256, batch_size=32, epochs=60)
     p.add_argument("--images", type=int, default=2000, metavar="N", help="test images of a distance; %(default)s")
-    return study.main(MODULE, argv, p, configurations, looks, report, train, measure)
+    return study.run(MODULE, argv, p, study.of_probes(configurations, looks, report), train, measure)
 
 
 def configurations(args: argparse.Namespace) -> dict[str, ConfigDict]:
     """Config of every cell, by its label; `add` is among them. Raises ConfigError."""
     from resjax.models.merges import MERGES
 
-    dataset, *others = cells.datasets(args.datasets)
+    dataset, *others = flags.datasets(args.datasets)
     if others:
         raise ConfigError(f"--datasets={args.datasets}: one at a time")
-    cells.refuse(args, PLAIN)
-    merges = dict.fromkeys([BASELINE, *cells.merges(args.merges, MERGES)])
-    return {f"{dataset}, {merge}": cells.config(args, dataset, merge, **PLAIN) for merge in merges}
+    flags.refuse(args, PLAIN)
+    merges = dict.fromkeys([BASELINE, *flags.merges(args.merges, MERGES)])
+    return {f"{dataset}, {merge}": flags.config(args, dataset, merge, **PLAIN) for merge in merges}
 
 
 def looks(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -79,7 +79,7 @@ def looks(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     }
 
 
-def report(found: study.Found) -> list[Path]:
+def report(found: study.Study) -> list[Path]:
     """Prints the verdicts, and writes the tables and figures; what takes two merges is left out without them."""
     fit, outputs, sharpness = (found.looks[name] for name in looks(found.args))
     if fit.empty or outputs.empty:
@@ -91,12 +91,8 @@ def report(found: study.Found) -> list[Path]:
     pairs = interpolator_tables.pair_distances(outputs.merge(fitted.astype({"seed": int})))
     measured = {"": nets, "_pairs": interpolator_tables.as_rows(pairs)}
     derived, said = _derived(measured)
-    for what, sentence in said.items():
-        found.console.print(f"\n{what}: {sentence}", markup=False, highlight=False)
-    out, header = found.args.out, found.header | said
     written = {suffix: table for suffix, table in (measured | derived).items() if len(table)}
-    paths = [tables.write_csv(table, f"{out}{suffix}.csv", header) for suffix, table in written.items()]
-    return paths + draw(out)
+    return found.publish(written, said) + draw(found.args.out)
 
 
 def rederived(out: str | Path) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:

@@ -53,7 +53,7 @@ from experiments.landscape.tables import (
 )
 from resjax.analysis import plots, tables
 from resjax.config import ConfigError
-from resjax.sweep import cells, measuring, study
+from resjax.sweep import flags, measuring, runs, study
 
 MODULE = "experiments.landscape"
 COURSE = ["dataset", "cell", "merge", "seed", "epoch", "loss", "grad_norm"]
@@ -67,21 +67,21 @@ SMOKE = {
 
 
 def main(
-    argv: Sequence[str] | None = None, train: cells.Train | None = None, measure: measuring.Measure | None = None
+    argv: Sequence[str] | None = None, train: runs.Train | None = None, measure: measuring.Measure | None = None
 ) -> int:
     """Runs the study; returns the exit code. `train` and `measure` replace the trainer and the measurement."""
-    return study.main(MODULE, argv, _parser(), configurations, looks, report, train, measure)
+    return study.run(MODULE, argv, _parser(), study.of_probes(configurations, looks, report), train, measure)
 
 
 def _parser() -> argparse.ArgumentParser:
-    p = cells.parser(MODULE, __doc__, SMOKE)
+    p = flags.parser(MODULE, __doc__, SMOKE)
     p.set_defaults(out="results/landscape", seeds=5, width=8)
     p.add_argument("--every", type=int, default=10, metavar="N", help="epochs between two looks; %(default)s")
     p.add_argument("--images", type=int, default=4096, metavar="N", help="of the Hessian, at most; %(default)s")
     p.add_argument("--points", type=int, default=15, metavar="N", help="of an axis of a plane; %(default)s")
     p.add_argument("--planes", default="add,mul,mul_bn1,gate_sig", metavar="A,B", help="merges; %(default)s")
     p.add_argument("--swept", default="add,mul,mul_bn1,gate_sig", metavar="A,B", help="merges; %(default)s")
-    p.add_argument("--batch_sizes", type=cells.whole_numbers, default=(16, 32, 64, 128, 512), metavar="N,N")
+    p.add_argument("--batch_sizes", type=flags.whole_numbers, default=(16, 32, 64, 128, 512), metavar="N,N")
     p.add_argument("--rates", default="fixed", metavar="A,B", help="fixed, linear (in the batch); %(default)s")
     return p
 
@@ -90,15 +90,15 @@ def configurations(args: argparse.Namespace) -> dict[str, ConfigDict]:
     """The config of every cell: each merge with the curvature probe, and the sweep. Raises ConfigError."""
     from resjax.models.merges import MERGES
 
-    (dataset, *others) = cells.datasets(args.datasets)
+    (dataset, *others) = flags.datasets(args.datasets)
     if others:
         raise ConfigError("--datasets: one at a time")
     if args.every < 1:
         raise ConfigError(f"--every={args.every}: at least 1")
     chosen = {}
-    for merge in cells.merges(args.merges, MERGES):
+    for merge in flags.merges(args.merges, MERGES):
         probes = {"probes.curvature": args.every, "probes.images": args.images}
-        chosen[f"{dataset}, {merge}"] = cells.config(args, dataset, merge, **probes)
+        chosen[f"{dataset}, {merge}"] = flags.config(args, dataset, merge, **probes)
     for merge in _among(args.swept, args, "--swept"):
         base = chosen[f"{dataset}, {merge}"]
         for rule in args.rates.split(","):
@@ -110,7 +110,7 @@ def configurations(args: argparse.Namespace) -> dict[str, ConfigDict]:
                 rate = base.optimizer.learning_rate * (size / base.batch_size if rule == "linear" else 1)
                 entries = {"batch_size": size, "optimizer.learning_rate": rate, "eval_every": base.epochs}
                 label = f"{dataset}, {merge}, batch {size}, {rule} rate"
-                chosen[label] = cells.config(args, dataset, merge, **entries)
+                chosen[label] = flags.config(args, dataset, merge, **entries)
     _among(args.planes, args, "--planes")
     return chosen
 
@@ -119,8 +119,8 @@ def _among(text: str, args: argparse.Namespace, flag: str) -> list[str]:
     """The merges of `text`, all of which must be studied."""
     from resjax.models.merges import MERGES
 
-    names = cells.merges(text, MERGES)
-    if lacking := [name for name in names if name not in cells.merges(args.merges, MERGES)]:
+    names = flags.merges(text, MERGES)
+    if lacking := [name for name in names if name not in flags.merges(args.merges, MERGES)]:
         raise ConfigError(f"{flag}: {lacking[0]!r} is not among --merges")
     return names
 
@@ -141,7 +141,7 @@ def looks(args: argparse.Namespace) -> dict[str, dict]:
     }
 
 
-def report(found: study.Found) -> list[Path]:
+def report(found: study.Study) -> list[Path]:
     """Prints the verdicts, and writes the tables and figures; of what no net has said anything there is none."""
     core = replace(found, outcomes=[o for o in found.outcomes if o.run_dir and o.config.probes.curvature])
     nets = found.nets.assign(error=lambda t: 1 - t["OA"])
@@ -163,9 +163,7 @@ def report(found: study.Found) -> list[Path]:
     derived, verdicts = _derived(measured)
     for text in verdicts.values():
         found.console.print(f"\n{text}", markup=False, highlight=False)
-    header, out = found.header | verdicts, found.args.out
-    paths = [tables.write_csv(table, f"{out}{suffix}.csv", header) for suffix, table in (measured | derived).items()]
-    return paths + draw(out)
+    return found.publish(measured | derived, verdicts) + draw(found.args.out)
 
 
 def rederived(out: str | Path) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
@@ -224,7 +222,7 @@ def _left_out(nets: pd.DataFrame) -> str:
     return f"{len(lost)} of {len(nets)} nets diverged and are left out everywhere{': ' if which else ''}{which}."
 
 
-def _with_results(found: study.Found, nets: pd.DataFrame) -> pd.DataFrame:
+def _with_results(found: study.Study, nets: pd.DataFrame) -> pd.DataFrame:
     """Sharpness of the trained nets beside what they reached, their batch size and how its rate was chosen."""
     if found.looks["sharpness"].empty:
         return found.looks["sharpness"]

@@ -35,7 +35,7 @@ from experiments.lesion import rescue as lesion_rescue
 from experiments.lesion import tables as lesion_tables
 from resjax.analysis import plots, tables
 from resjax.config import ConfigError
-from resjax.sweep import cells, measuring, study
+from resjax.sweep import flags, measuring, runs, study
 
 MODULE = "experiments.lesion"
 MERGES = "add,mul,mul_bn,mul_bn1,mul_res,gate_sig,gate_sig_bn,sig_sig,se"  # core, and an identity init
@@ -72,16 +72,16 @@ FOREST = {"delete": "one block skipped", "mean": "one branch held at its mean"}
 
 
 def main(
-    argv: Sequence[str] | None = None, train: cells.Train | None = None, measure: measuring.Measure | None = None
+    argv: Sequence[str] | None = None, train: runs.Train | None = None, measure: measuring.Measure | None = None
 ) -> int:
     """Runs the study; returns the exit code. `train` and `measure` replace the trainer and the measurement."""
-    p = cells.parser(MODULE, __doc__, SMOKE)
+    p = flags.parser(MODULE, __doc__, SMOKE)
     p.set_defaults(out="results/lesion", merges=MERGES, seeds=6, width=8)
-    p.add_argument("--depths", type=cells.whole_numbers, default=(8, 20), metavar="N,N", help="of the nets; 8,20")
+    p.add_argument("--depths", type=flags.whole_numbers, default=(8, 20), metavar="N,N", help="of the nets; 8,20")
     p.add_argument("--ln", default="add,mul,mul_bn1", metavar="A,B", help="merges with LayerNorm too; %(default)s")
     p.add_argument("--images", type=int, default=360, metavar="N", help="test images of a lesion; %(default)s")
     p.add_argument("--rescue", action="store_true", help="train under gentler optimisers, and look at accuracy alone")
-    return study.main(MODULE, argv, p, configurations, looks, report, train, measure)
+    return study.run(MODULE, argv, p, study.of_probes(configurations, looks, report), train, measure)
 
 
 def configurations(args: argparse.Namespace) -> dict[str, ConfigDict]:
@@ -90,15 +90,15 @@ def configurations(args: argparse.Namespace) -> dict[str, ConfigDict]:
 
     if args.depth is not None or {"model.depth", "model.norm"} & {text.partition("=")[0] for text in args.set}:
         raise ConfigError("--set: use --depths and --ln")
-    datasets = cells.datasets(args.datasets)
+    datasets = flags.datasets(args.datasets)
     if len(datasets) > 1:
         raise ConfigError(f"--datasets={args.datasets}: one at a time")
     if args.rescue:
-        cells.refuse(args, RESCUES["clipped and slow"])
-    norms = {"bn": cells.merges(args.merges, MERGES), "ln": cells.merges(args.ln, MERGES) if args.ln else []}
+        flags.refuse(args, RESCUES["clipped and slow"])
+    norms = {"bn": flags.merges(args.merges, MERGES), "ln": flags.merges(args.ln, MERGES) if args.ln else []}
     optimisers = {f", {name}": entries for name, entries in RESCUES.items()} if args.rescue else {"": {}}
     return {
-        f"{merge}, depth {depth}, {norm}{name}": cells.config(
+        f"{merge}, depth {depth}, {norm}{name}": flags.config(
             args, datasets[0], merge, **{"model.depth": depth, "model.norm": norm}, **entries
         )
         for (name, entries), depth, (norm, merges) in itertools.product(optimisers.items(), args.depths, norms.items())
@@ -118,26 +118,19 @@ def looks(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     }
 
 
-def report(found: study.Found) -> list[Path]:
+def report(found: study.Study) -> list[Path]:
     """Prints the verdicts, and writes the tables and figures."""
     out = found.args.out
     if found.args.rescue:
         nets = lesion_rescue.outcomes(found.nets)
-        verdicts = dict(lesion_rescue.verdicts(nets))
-        for where, sentence in verdicts.items():
-            found.console.print(f"{where}: {sentence}", markup=False, highlight=False)
-        return [tables.write_csv(nets, f"{out}.csv", found.header | verdicts), *draw(out)]
+        return found.publish({"": nets}, dict(lesion_rescue.verdicts(nets))) + draw(out)
     looked = {name: rows.astype(dict.fromkeys(NUMBERS[name], float)) for name, rows in found.looks.items()}
     lesions = pd.concat([looked[name].assign(statistics=name) for name in ("frozen", "recalibrated")])
     nets = lesion_tables.per_net(found.nets, lesions, looked["paths"])
     effects = lesion_tables.compared(nets, METRICS)
     curves = lesion_tables.curves(lesions, looked["paths"])
-    header = dict(found.header)
-    for where, sentence in _verdicts(effects, nets).items():
-        found.console.print(f"{where}: {sentence}", markup=False, highlight=False)
-        header[where] = sentence
     written = {"": nets, "_effects": effects, "_curves": curves}
-    return [tables.write_csv(table, f"{out}{suffix}.csv", header) for suffix, table in written.items()] + draw(out)
+    return found.publish(written, _verdicts(effects, nets)) + draw(out)
 
 
 def rederived(out: str | Path) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:

@@ -18,7 +18,6 @@ and figures of each. Exit code 1: a cell failed; 2: bad input, in one line; 128 
 import argparse
 import itertools
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,13 +25,12 @@ from pathlib import Path
 
 import pandas as pd
 from ml_collections import ConfigDict
-from rich.console import Console
 
 from experiments.ntk_generalization import figures as ntk_figures
 from resjax import config as config_lib
 from resjax.analysis import plots, race, tables
 from resjax.config import ConfigError
-from resjax.sweep import cells, launchers, measuring
+from resjax.sweep import flags, launchers, measuring, runs, study
 
 MODULE = "experiments.ntk_generalization"
 SMOKE = {
@@ -73,43 +71,39 @@ DESIGNS = {
 
 
 def main(
-    argv: Sequence[str] | None = None, train: cells.Train | None = None, measure: measuring.Measure | None = None
+    argv: Sequence[str] | None = None, train: runs.Train | None = None, measure: measuring.Measure | None = None
 ) -> int:
     """Runs the study; returns the exit code. `train` and `measure` replace the trainer and the measurement."""
-    from experiments.ntk_generalization import measure as of_kernels
+    return study.run(MODULE, argv, _parser(), raced, train, measure)
+
+
+def raced(running: study.Study) -> list[Path]:
+    """Trains the nets, measures their kernels and predictors, and reports."""
+    from experiments.ntk_generalization.measure import measure, pool_of
     from resjax.data.dataset import load
 
-    argv = sys.argv[1:] if argv is None else argv
-    args = cells.parse(_parser(), argv)
-    console, began = Console(), time.monotonic()
-    try:
-        launcher = launchers.chosen(args)
-        if args.workers and launcher is not launchers.in_this_process:
-            raise ConfigError("--workers is for --launcher=local; else --jobs")
-        pools = configurations(args)
-        train = train or cells.trainer(launcher, next(iter(pools.values()))[0])
-        for config, pool in {config.dataset.name: (config, pool) for config, pool in pools.values()}.values():
-            of_kernels.pool_of(load(config.dataset), pool)  # complains before anything is trained
-        configs = {label: config for label, (config, _) in pools.items()}
-        outcomes = cells.run(configs, train, args.workdir, console, launcher)
-        todo = {o.label: (o.config, {"pool": pools[o.label][1]}) for o in outcomes if o.run_dir}
-        launcher = measuring.over_cores(launcher, small=args.smoke, processes=args.workers)
-        measured = measuring.measure_all(todo, measure or of_kernels.measure, "ntk", args.workdir, console, launcher)
-        if not measured:
-            raise ConfigError("no run could be measured; the reasons stand above")
-        header = cells.header(MODULE, argv, outcomes, time.monotonic() - began)
-        for path in report(outcomes, measured, args.out, header, console):
-            print(path)
-    except (ConfigError, KeyboardInterrupt) as error:
-        return cells.exit_code(error)
-    return int(len(measured) < len(pools))
+    args = running.args
+    if args.workers and running.launcher is not launchers.in_this_process:
+        raise ConfigError("--workers is for --launcher=local; else --jobs")
+    pools = configurations(args)
+    for config, pool in {config.dataset.name: (config, pool) for config, pool in pools.values()}.values():
+        pool_of(load(config.dataset), pool)  # complains before anything is trained
+    outcomes = running.train({label: config for label, (config, _) in pools.items()})
+    todo = {o.label: (o.config, {"pool": pools[o.label][1]}) for o in outcomes if o.run_dir}
+    measured = running.measure(todo, measure, "ntk", args.workers)
+    if not measured:
+        raise ConfigError("no run could be measured; the reasons stand above")
+    nets, regression, spectra = collect(outcomes, measured)
+    races, said = derived(nets)
+    written = {"": nets, "_regression": regression, "_spectra": spectra} | races
+    return running.publish(written, said) + draw(args.out)
 
 
 def _parser() -> argparse.ArgumentParser:
-    p = cells.parser(MODULE, __doc__, SMOKE)
+    p = flags.parser(MODULE, __doc__, SMOKE)
     p.set_defaults(out="results/ntk_generalization", datasets="digits,cube_degree2,cube_degree3", seeds=6)
-    p.add_argument("--depths", type=cells.whole_numbers, metavar="N,N", help="of the nets; else each data set's own")
-    p.add_argument("--widths", type=cells.whole_numbers, metavar="N,N", help="of the nets; else each data set's own")
+    p.add_argument("--depths", type=flags.whole_numbers, metavar="N,N", help="of the nets; else each data set's own")
+    p.add_argument("--widths", type=flags.whole_numbers, metavar="N,N", help="of the nets; else each data set's own")
     p.add_argument("--pool", type=int, metavar="M", help="labelled images of a kernel; else each data set's own")
     p.add_argument("--workers", type=int, metavar="N", help="processes that measure; else one per core, on a GPU one")
     return p
@@ -126,16 +120,16 @@ def configurations(args: argparse.Namespace) -> dict[str, tuple[ConfigDict, int]
         raise ConfigError("--set: use --depths and --widths")
     if args.workers is not None and args.workers < 1:
         raise ConfigError(f"--workers={args.workers}: at least one process must measure")
-    for dataset in cells.datasets(args.datasets):
+    for dataset in flags.datasets(args.datasets):
         if dataset not in DESIGNS:
             raise ConfigError(f"--datasets: no design for {dataset!r}; choose from {', '.join(DESIGNS)}")
         design = DESIGNS[dataset]
         depths = args.depths or ((args.depth,) if args.depth else design.depths)
         widths = args.widths or ((args.width,) if args.width else design.widths)
         entries = {key: value for key, value in design.entries.items() if key not in given}
-        for merge, depth, width in itertools.product(cells.merges(args.merges, MERGES), depths, widths):
+        for merge, depth, width in itertools.product(flags.merges(args.merges, MERGES), depths, widths):
             size = {"model.depth": depth, "model.width": width}
-            config = cells.config(args, dataset, merge, **entries, **size)
+            config = flags.config(args, dataset, merge, **entries, **size)
             with config.unlocked():
                 config.eval_every = config.epochs  # the last epoch is all that counts here
             label = f"{dataset}, {merge}, depth {depth}, width {width}"
@@ -144,13 +138,13 @@ def configurations(args: argparse.Namespace) -> dict[str, tuple[ConfigDict, int]
 
 
 def collect(
-    outcomes: Sequence[cells.Outcome], measured: Mapping[str, Mapping[str, list[dict]]]
+    outcomes: Sequence[runs.Outcome], measured: Mapping[str, Mapping[str, list[dict]]]
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """One row per net with what it reached and what was predicted; the rows of regression; those of spectra.
 
     Spectra are of the shallowest and narrowest nets of a data set.
     """
-    nets = cells.table(outcomes)
+    nets = runs.table(outcomes)
     nets["error"], nets["validation_error"] = 1 - nets["OA"], 1 - nets["validation_accuracy"]
     about = {o.label: tables.config_columns(o.config) for o in outcomes}
     found = {name: [] for name in ("predictors", "regression", "spectra")}
@@ -188,19 +182,6 @@ def is_of_kernel(name: str) -> bool:
 
     predictor = PREDICTORS.get(name.removeprefix(AFTER))
     return predictor is not None and predictor.function.__module__ == kernel_predictors.__name__
-
-
-def report(
-    outcomes: Sequence[cells.Outcome], measured: Mapping, out: str, header: dict[str, str], console: Console
-) -> list[Path]:
-    """Prints the verdicts, and writes the tables and figures."""
-    nets, regression, spectra = collect(outcomes, measured)
-    races, said = derived(nets)
-    for what, text in said.items():
-        console.print(f"\n{what}: {text}", markup=False, highlight=False)
-    written, header = {"": nets, "_regression": regression, "_spectra": spectra} | races, header | said
-    paths = [tables.write_csv(table, f"{out}{suffix}.csv", header) for suffix, table in written.items()]
-    return paths + draw(out)
 
 
 def derived(nets: pd.DataFrame) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:

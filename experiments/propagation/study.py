@@ -18,20 +18,18 @@ and figures. Exit code 1: a cell failed; 2: bad input, in one line; 128 + n: sto
 import argparse
 import itertools
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 from ml_collections import ConfigDict
-from rich.console import Console
 
 from experiments.propagation import figures as signal_figures
 from experiments.propagation import tables as signal_tables
 from resjax.analysis import plots, tables
 from resjax.config import ConfigError
-from resjax.sweep import cells, launchers, measuring
+from resjax.sweep import flags, measuring, runs, study
 
 MODULE = "experiments.propagation"
 NORMS = ("bn", "ln")
@@ -58,58 +56,45 @@ class Cell:
 
 def main(
     argv: Sequence[str] | None = None,
-    train: cells.Train | None = None,
+    train: runs.Train | None = None,
     measure: measuring.Measure | None = None,
 ) -> int:
     """Runs the study; returns the exit code. `train` and `measure` replace the trainer and the measurement."""
-    from experiments.propagation import measure as of_init
+    return study.run(MODULE, argv, _parser(), seen, train, measure)
 
-    argv = sys.argv[1:] if argv is None else argv
-    args = cells.parse(_parser(), argv)
-    console, began = Console(), time.monotonic()
-    try:
-        launcher = launchers.chosen(args)
-        todo, to_train = untrained(args), trained(args)
-        outcomes = cells.run(
-            to_train,
-            train or cells.trainer(launcher, next(iter(to_train.values()))),
-            args.workdir,
-            console,
-            launcher,
-        )
-        launcher = measuring.over_cores(launcher, small=args.smoke)
-        looks = asked(todo, outcomes)
-        jobs = {
-            f"{look}, {k}": (c, {"look": look, "images": IMAGES[c.model.name]})
-            for look, own in looks.items()
-            for k, c in own.items()
-        }
-        measured = measuring.measure_all(jobs, measure or of_init.measure, "init", args.workdir, console, launcher)
-        found = {
-            look: {k: measured[f"{look}, {k}"] for k in own if f"{look}, {k}" in measured}
-            for look, own in looks.items()
-        }
-        if not all(found.values()):
-            raise ConfigError("too little could be measured; the reasons stand above")
-        header = cells.header(MODULE, argv, outcomes, time.monotonic() - began)
-        rows, stacks = rows_of(todo, found["signal"], found["safe"]), stacks_of(args.seeds)
-        seen = {"_rows": rows, "_stacks": stacks, "_activity": zero_rows(found, stacks)}
-        seen["_losses"] = losses_of(todo, found["untrained"])
-        for path in report(args.out, seen, header, console):
-            print(path)
-    except (ConfigError, KeyboardInterrupt) as error:
-        return cells.exit_code(error)
-    return int(len(measured) < len(jobs) or not all(o.run_dir for o in outcomes))
+
+def seen(running: study.Study) -> list[Path]:
+    """Trains the few nets whose zeros are counted, measures those and all untrained ones, and reports."""
+    from experiments.propagation.measure import measure
+
+    todo = untrained(running.args)
+    looks = asked(todo, running.train(trained(running.args)))
+    jobs = {
+        f"{look}, {k}": (c, {"look": look, "images": IMAGES[c.model.name]})
+        for look, own in looks.items()
+        for k, c in own.items()
+    }
+    measured = running.measure(jobs, measure, "init")
+    found = {
+        look: {k: measured[f"{look}, {k}"] for k in own if f"{look}, {k}" in measured} for look, own in looks.items()
+    }
+    if not all(found.values()):
+        raise ConfigError("too little could be measured; the reasons stand above")
+    rows, stacks = rows_of(todo, found["signal"], found["safe"]), stacks_of(running.args.seeds)
+    of_seeds = {"_rows": rows, "_stacks": stacks, "_activity": zero_rows(found, stacks)}
+    of_seeds["_losses"] = losses_of(todo, found["untrained"])
+    of_all, said = derived(of_seeds)
+    return running.publish(of_all | of_seeds, said) + draw(running.args.out)
 
 
 def _parser() -> argparse.ArgumentParser:
-    p = cells.parser(MODULE, __doc__, SMOKE)
+    p = flags.parser(MODULE, __doc__, SMOKE)
     p.set_defaults(out="results/signal", seeds=6)
-    p.add_argument("--depths", type=cells.whole_numbers, default=(8, 20, 32, 56), metavar="N,N", help="of the ResNets")
+    p.add_argument("--depths", type=flags.whole_numbers, default=(8, 20, 32, 56), metavar="N,N", help="of the ResNets")
     p.add_argument("--mlp_width", type=int, default=512, metavar="N", help="of the residual mlps; %(default)s")
     p.add_argument("--mlp_depth", type=int, default=14, metavar="N", help="two layers a block, and two; %(default)s")
     p.add_argument(
-        "--scales", type=cells.numbers, default=(0.1, 0.3, 0.5, 0.7, 1.0, 1.5), metavar="G,G", help="g swept"
+        "--scales", type=flags.numbers, default=(0.1, 0.3, 0.5, 0.7, 1.0, 1.5), metavar="G,G", help="g swept"
     )
     p.add_argument("--literal_depth", type=int, default=20, metavar="N", help="of relu(s*f); %(default)s")
     p.add_argument("--trained", default="add,mul_bn1", metavar="A,B", help="merges trained for Q18; %(default)s")
@@ -121,10 +106,10 @@ def untrained(args: argparse.Namespace) -> dict[str, Cell]:
     from resjax.models.build import check
     from resjax.models.merges import MERGES
 
-    dataset, *more = cells.datasets(args.datasets)
+    dataset, *more = flags.datasets(args.datasets)
     if more:
         raise ConfigError("--datasets: one at a time")
-    merges = cells.merges(args.merges, MERGES)
+    merges = flags.merges(args.merges, MERGES)
     # Nearly independent inputs of equal norm, as theory has them.
     mlp = {"dataset.name": "cube12_degree2", "model.width": args.mlp_width, "model.depth": args.mlp_depth}
     literal = {"model.depth": args.literal_depth, "model.post_activation": "relu"}
@@ -137,7 +122,7 @@ def untrained(args: argparse.Namespace) -> dict[str, Cell]:
     asked += [("literal", dataset, "mul", literal | {"model.shortcut": option}) for option in "AB"]
     found = {}
     for part, preset, merge, entries in asked:
-        config = cells.config(args, preset, merge, **entries)
+        config = flags.config(args, preset, merge, **entries)
         check(config.model)
         words = ", ".join(f"{key.removeprefix('model.')} {value}" for key, value in entries.items())
         found[f"{part}: {merge}, {words}"] = Cell(part, config)
@@ -148,11 +133,11 @@ def trained(args: argparse.Namespace) -> dict[str, ConfigDict]:
     """The nets that are trained, by label. Raises ConfigError."""
     from resjax.models.merges import MERGES
 
-    dataset = cells.datasets(args.datasets)[0]
-    return {merge: cells.config(args, dataset, merge) for merge in cells.merges(args.trained, MERGES)}
+    dataset = flags.datasets(args.datasets)[0]
+    return {merge: flags.config(args, dataset, merge) for merge in flags.merges(args.trained, MERGES)}
 
 
-def asked(todo: Mapping[str, Cell], outcomes: Sequence[cells.Outcome]) -> dict[str, dict[str, ConfigDict]]:
+def asked(todo: Mapping[str, Cell], outcomes: Sequence[runs.Outcome]) -> dict[str, dict[str, ConfigDict]]:
     """Look of `experiments.propagation.measure.measure` -> label -> config."""
     nets = {label: cell.config for label, cell in todo.items()}
     finished = {f"ResNet {o.label}": o.config for o in outcomes if o.run_dir}
@@ -223,15 +208,6 @@ def losses_of(todo: Mapping[str, Cell], untrained: Measured) -> pd.DataFrame:
     return (
         pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["seed", "loss", "guessing", "shortcut"])
     )
-
-
-def report(out: str, seen: Mapping[str, pd.DataFrame], header: dict[str, str], console: Console) -> list[Path]:
-    """Prints the verdicts, and writes the tables and figures."""
-    found, said = derived(seen)
-    for name, text in said.items():
-        console.print(f"\n{name}: {text}", markup=False, highlight=False)
-    paths = [tables.write_csv(t, f"{out}{suffix}.csv", header | said) for suffix, t in (found | seen).items()]
-    return paths + draw(out)
 
 
 def derived(seen: Mapping[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:

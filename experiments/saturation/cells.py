@@ -10,7 +10,7 @@ from experiments.saturation import tables as saturation
 from experiments.saturation.gates import SHAPES
 from resjax import config as config_lib
 from resjax.config import ConfigError
-from resjax.sweep import cells
+from resjax.sweep import flags
 
 BASELINE = "add"
 MERGES = "gate_sig,gate_sig_bn,gate_2sig,gate_alpha,gate_tanh,sig_sig,gate_granularity,se,cbam,simam"
@@ -58,10 +58,10 @@ def parts(args: argparse.Namespace) -> dict[str, list[Cell]]:
     for name in asked or ("",):
         if name not in PARTS:
             raise ConfigError(f"--parts: unknown {name!r}; choose from {', '.join(PARTS)}")
-    names = [name for name in cells.merges(args.merges, registry) if name != BASELINE]
+    names = [name for name in flags.merges(args.merges, registry) if name != BASELINE]
     plain = {cell.label: cell for name in (BASELINE, *names) for cell in _granular(name)}
     controlled = [name for name in CONTROLLED if name in names]
-    reference = config_lib.flat(cells.config(args, cells.datasets(args.datasets)[0], BASELINE))
+    reference = config_lib.flat(flags.config(args, flags.datasets(args.datasets)[0], BASELINE))
     sweep = [
         {"optimizer.learning_rate": rate, "schedule.name": schedule}
         for schedule in args.schedules
@@ -95,7 +95,7 @@ def _granular(name: str) -> list[Cell]:
 
 def configurations(args: argparse.Namespace) -> dict[str, ConfigDict]:
     """The config of every cell, by its label. Raises ConfigError."""
-    (dataset, *others) = cells.datasets(args.datasets)
+    (dataset, *others) = flags.datasets(args.datasets)
     if others:
         raise ConfigError("--datasets: one at a time")
     if args.every < 1:
@@ -106,7 +106,7 @@ def configurations(args: argparse.Namespace) -> dict[str, ConfigDict]:
     for cell in chosen:
         entries = {**cell.entries} | ({"probes.saturation": args.every} if cell.label in probed else {})
         if cell.label not in found:
-            found[cell.label] = cells.config(args, dataset, cell.merge, **entries)
+            found[cell.label] = flags.config(args, dataset, cell.merge, **entries)
     return found
 
 

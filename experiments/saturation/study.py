@@ -51,7 +51,7 @@ from experiments.saturation.gates import SHAPES, register
 from resjax import config as config_lib
 from resjax.analysis import tables
 from resjax.analysis.plots import of_tables
-from resjax.sweep import cells, measuring, study
+from resjax.sweep import flags, measuring, runs, study
 
 MODULE = "experiments.saturation"
 COSTED = ("add", "mul", "gate_sig", "se", "cbam", "eca", "simam", "gate_granularity")
@@ -65,21 +65,21 @@ SMOKE = {  # an mlp compiles in a third of the time, but has no maps, and so no 
 
 
 def main(
-    argv: Sequence[str] | None = None, train: cells.Train | None = None, measure: measuring.Measure | None = None
+    argv: Sequence[str] | None = None, train: runs.Train | None = None, measure: measuring.Measure | None = None
 ) -> int:
     """Runs the study; returns the exit code. `train` and `measure` replace the trainer and the looks."""
-    return study.main(MODULE, argv, _parser(), configurations, looks, report, train, measure, register)
+    return study.run(MODULE, argv, _parser(), study.of_probes(configurations, looks, report, register), train, measure)
 
 
 def _parser() -> argparse.ArgumentParser:
-    p = cells.parser(MODULE, __doc__, SMOKE)
+    p = flags.parser(MODULE, __doc__, SMOKE)
     p.set_defaults(out="results/saturation", merges=MERGES, seeds=6)
     group = p.add_argument_group("what is varied")
     group.add_argument("--parts", default=",".join(PARTS), metavar="A,B", help="%(default)s")
     rates = (0.03, 0.1, 0.3, 1.0, 3.0)
-    group.add_argument("--rates", type=cells.numbers, default=rates, metavar="X,X", help="%(default)s")
+    group.add_argument("--rates", type=flags.numbers, default=rates, metavar="X,X", help="%(default)s")
     group.add_argument("--schedules", type=words, default=("cosine", "constant", "step"), metavar="A,B")
-    group.add_argument("--blocks", type=cells.whole_numbers, default=(1, 2), metavar="N,N", help="gated; beside all")
+    group.add_argument("--blocks", type=flags.whole_numbers, default=(1, 2), metavar="N,N", help="gated; beside all")
     group.add_argument("--every", type=int, default=4, metavar="N", help="epochs between two looks; %(default)s")
     return p
 
@@ -102,7 +102,7 @@ class Results(NamedTuple):
     verdicts: dict[str, str]
 
 
-def report(found: study.Found) -> list[Path]:
+def report(found: study.Study) -> list[Path]:
     """Prints the verdicts, and writes the tables and figures."""
     chosen = parts(found.args)
     labels = {name: list(dict.fromkeys(cell.label for cell in own)) for name, own in chosen.items()}
@@ -125,12 +125,7 @@ def report(found: study.Found) -> list[Path]:
         results.verdicts["Q6, number and granularity"] = verdicts.on_number(nets, COUNTED[0], few, COUNTED[1])
     if "masks" in labels:
         _on_masks(results, found.looks["masks"])
-    for name, text in results.verdicts.items():
-        found.console.print(f"\n{name}: {text}", markup=False, highlight=False)
-    header = found.header | {f"verdict on {name}": text for name, text in results.verdicts.items()}
-    out = found.args.out
-    paths = [tables.write_csv(table, f"{out}{suffix}.csv", header) for suffix, table in results.tables.items()]
-    return paths + draw(out)
+    return found.publish(results.tables, results.verdicts, "verdict on {}") + draw(found.args.out)
 
 
 def draw(out: str | Path) -> list[Path]:
@@ -161,7 +156,7 @@ def draw(out: str | Path) -> list[Path]:
     return of_tables(read, out, plan | {"_masks": ("_maps", figures.masks)})
 
 
-def looked_at(found: study.Found) -> pd.DataFrame:
+def looked_at(found: study.Study) -> pd.DataFrame:
     """What the probe left of all the cells that have it, but for replicas that diverged; no rows if nothing is left."""
     probed = [o for o in found.outcomes if o.config.probes.saturation and o.run_dir]
     if not probed or (gates := replace(found, outcomes=probed).probed("saturation")).empty:
@@ -190,7 +185,7 @@ def _on_masks(results: Results, masks: pd.DataFrame) -> None:
         results.tables["_maps"] = maps
 
 
-def with_metrics(found: study.Found) -> pd.DataFrame:
+def with_metrics(found: study.Study) -> pd.DataFrame:
     """`found.nets` with early_loss, log_train_loss, schedule, and blocks, the number of those with the merge.
 
     float32 rounds the loss of a sample to 0 below its epsilon: this is the least loss that has a logarithm here.

@@ -42,7 +42,7 @@ from experiments.surface.tables import ARMS, BASELINE
 from experiments.surface.verdicts import verdicts
 from resjax.analysis import tables
 from resjax.config import ConfigError
-from resjax.sweep import cells, measuring, study
+from resjax.sweep import flags, measuring, runs, study
 
 MODULE = "experiments.surface"
 SMOKE = {
@@ -64,25 +64,25 @@ DRAWN = ("plain", "augment", "mixup")  # priors of the planes
 
 
 def main(
-    argv: Sequence[str] | None = None, train: cells.Train | None = None, measure: measuring.Measure | None = None
+    argv: Sequence[str] | None = None, train: runs.Train | None = None, measure: measuring.Measure | None = None
 ) -> int:
     """Runs the study; returns the exit code. `train` and `measure` replace the trainer and the measurement."""
-    p = cells.parser(MODULE, __doc__, SMOKE)
+    p = flags.parser(MODULE, __doc__, SMOKE)
     p.set_defaults(out="results/surface", seeds=6, width=8, train_size=1024, epochs=20, batch_size=64)
     p.add_argument("--arms", default=",".join(ARMS), metavar="A,B", help=f"priors, of {', '.join(ARMS)}; all")
     p.add_argument("--images", type=int, default=256, metavar="N", help="test images looked at; %(default)s")
-    return study.main(MODULE, argv, p, configurations, looks, report, train, measure)
+    return study.run(MODULE, argv, p, study.of_probes(configurations, looks, report), train, measure)
 
 
 def configurations(args: argparse.Namespace) -> dict[str, ConfigDict]:
     """Config of every cell, by its label "dataset, arm, merge"; always with "plain" and `add`. Raises ConfigError."""
     from resjax.models.merges import MERGES
 
-    cells.refuse(args, PLAIN | AT_THE_END)
-    merges = dict.fromkeys([BASELINE, *cells.merges(args.merges, MERGES)])
+    flags.refuse(args, PLAIN | AT_THE_END)
+    merges = dict.fromkeys([BASELINE, *flags.merges(args.merges, MERGES)])
     return {
-        f"{dataset}, {arm}, {merge}": cells.config(args, dataset, merge, **PRIORS[arm], **AT_THE_END)
-        for dataset in cells.datasets(args.datasets)
+        f"{dataset}, {arm}, {merge}": flags.config(args, dataset, merge, **PRIORS[arm], **AT_THE_END)
+        for dataset in flags.datasets(args.datasets)
         for arm in arms(args)
         for merge in merges
     }
@@ -90,7 +90,7 @@ def configurations(args: argparse.Namespace) -> dict[str, ConfigDict]:
 
 def arms(args: argparse.Namespace) -> list[str]:
     """The priors, "plain" first. Raises ConfigError."""
-    return list(dict.fromkeys(["plain", *cells.chosen("--arms", args.arms, list(ARMS))]))
+    return list(dict.fromkeys(["plain", *flags.chosen("--arms", args.arms, list(ARMS))]))
 
 
 def looks(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -109,7 +109,7 @@ def looks(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     }
 
 
-def report(found: study.Found) -> list[Path]:
+def report(found: study.Study) -> list[Path]:
     """Prints the verdicts, and writes the tables, the figures and the pages."""
     if set(READ) - set(found.looks):
         raise ConfigError("no net could be looked into; the reasons stand above")
@@ -126,11 +126,8 @@ def report(found: study.Found) -> list[Path]:
     }
     of_nets, said = derived(nets, written["_symmetry"], written["_alignment"])
     written |= of_nets
-    for what, sentence in said.items():
-        found.console.print(f"\n{what}: {sentence}", markup=False, highlight=False)
-    out, header = found.args.out, found.header | said
-    paths = [tables.write_csv(table, f"{out}{suffix}.csv", header) for suffix, table in written.items() if len(table)]
-    return paths + draw(out)
+    written = {suffix: table for suffix, table in written.items() if len(table)}
+    return found.publish(written, said) + draw(found.args.out)
 
 
 def derived(
@@ -159,7 +156,7 @@ def rederived(out: str | Path) -> tuple[dict[str, pd.DataFrame], dict[str, str]]
     return found | of_nets, said
 
 
-def corners(found: study.Found) -> pd.DataFrame:
+def corners(found: study.Study) -> pd.DataFrame:
     """The three test images that span the plane of each data set, in their true colours, a row per pixel and channel.
 
     Columns: dataset, corner (0, 1, 2), x, y (`resjax.probes.planes`), label, row, column, channel, value (0 to 255).

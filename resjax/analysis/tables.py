@@ -167,14 +167,18 @@ def read_config(run_dir: str | os.PathLike) -> ConfigDict:
     return config
 
 
-def provenance(run_dirs: Iterable[str | os.PathLike]) -> dict[str, str]:
-    """Commit and device that made the runs, from env.json; several of either are all named."""
+def provenance(run_dirs: Iterable[str | os.PathLike], measured: Iterable[Mapping] = ()) -> dict[str, str]:
+    """Commit and device that made the runs, from env.json, and the measurements; several of either are all named.
+
+    Args:
+      run_dirs: of the runs.
+      measured: the environment of each measurement.
+    """
     commits, devices = {}, {}
-    for run_dir in run_dirs:
-        began = read_json(Path(run_dir) / "env.json")
-        for env in (began, *began.get("continued", [])):
-            commits[f"{env.get('commit') or 'unknown'}{' (with changes)' if env.get('dirty') else ''}"] = None
-            devices[f"{env.get('device_count', '?')} x {env.get('device', 'unknown')}"] = None
+    began = [read_json(Path(run_dir) / "env.json") for run_dir in run_dirs]
+    for env in [env for first in began for env in (first, *first.get("continued", []))] + list(measured):
+        commits[f"{env.get('commit') or 'unknown'}{' (with changes)' if env.get('dirty') else ''}"] = None
+        devices[f"{env.get('device_count', '?')} x {env.get('device', 'unknown')}"] = None
     return {"commit": ", ".join(commits) or "unknown", "device": ", ".join(devices) or "unknown"}
 
 

@@ -1,25 +1,39 @@
-"""Measurements of finished runs, each kept as JSON in its run directory.
+"""Measurements of runs, each kept as JSON with its origin in the run directory.
 
-A run that was measured before is read, not measured again: the same command continues an interrupted study.
+A run that was measured before by the same code is read, not measured again: the same command continues a study.
 """
 
 import hashlib
 import math
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 from rich.console import Console
 
 from resjax.analysis import tables
-from resjax.sweep import launchers
+from resjax.sweep import code, launchers
 from resjax.sweep.board import Board
 from resjax.training import rundir
 
 # (config, workdir, **options) -> table name -> rows; module-level, for other processes find it by its name.
 Measure = Callable[..., dict[str, list[dict]]]
+
+
+class Measured(NamedTuple):
+    """What was measured of a run.
+
+    Attributes:
+      tables: name -> rows.
+      env: commit, versions, command line and device that measured it.
+      now: whether it was measured now, and not by an earlier study.
+    """
+
+    tables: dict[str, list[dict]]
+    env: dict
+    now: bool
 
 
 def over_cores(launcher: launchers.Launcher, *, small: bool, processes: int | None = None) -> launchers.Launcher:
@@ -51,7 +65,7 @@ def measure_all(
     workdir: str,
     console: Console,
     launcher: launchers.Launcher,
-) -> dict[str, dict[str, list[dict]]]:
+) -> dict[str, Measured]:
     """What `measure` says of every run, by label; a run that fails is named and left out, and the others go on.
 
     Args:
@@ -62,8 +76,8 @@ def measure_all(
       console: for the states of the measurements.
       launcher: where they run.
     """
-    code = _code(measure.__module__)
-    files = {label: _file(config, workdir, name, options, code) for label, (config, options) in todo.items()}
+    version = code.digest(measure.__module__)
+    files = {label: _file(config, workdir, name, options, version) for label, (config, options) in todo.items()}
     jobs = {
         label: partial(_measure, measure, *todo[label], workdir, files[label])
         for label in todo
@@ -75,21 +89,13 @@ def measure_all(
             if event.state == "failed":
                 failed.add(event.label)
             board.show(event, "measured" if event.state == "done" else "")
-    return {label: tables.read_json(path)["tables"] for label, path in files.items() if label not in failed}
+    read = {label: tables.read_json(path) for label, path in files.items() if label not in failed}
+    return {label: Measured(found["tables"], found["env"], label in jobs) for label, found in read.items()}
 
 
-def _file(config: ConfigDict, workdir: str, name: str, options: Mapping[str, Any], code: str) -> Path:
+def _file(config: ConfigDict, workdir: str, name: str, options: Mapping[str, Any], version: str) -> Path:
     asked = hashlib.sha256(repr(sorted(options.items())).encode()).hexdigest()[:8]
-    return rundir.path_of(config, workdir) / f"{name}-{asked}-{code}.json"
-
-
-@cache
-def _code(module: str) -> str:
-    """Eight digits of what measures: `module`, those beside it, and what it uses. Once changed, it measures again."""
-    package = Path(rundir.__file__).parents[1]
-    parts = {*module.split(".")[1:-1], "data", "fair", "models", "ntk", "theory", "training"}
-    files = sorted(path for part in parts for path in (package / part).glob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]
+    return rundir.path_of(config, workdir) / f"{name}-{asked}-{version}.json"
 
 
 def _measure(measure: Measure, config: ConfigDict, options: dict[str, Any], workdir: str, path: Path) -> None:
@@ -98,7 +104,10 @@ def _measure(measure: Measure, config: ConfigDict, options: dict[str, Any], work
         for name, rows in measure(config, workdir, **options).items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)  # of a net that is not trained
-    rundir.write_json(path, {"env": rundir.environment(), "tables": found})
+    import jax
+
+    device = {"device": jax.devices()[0].device_kind, "device_count": jax.device_count()}
+    rundir.write_json(path, {"env": rundir.environment() | device, "tables": found})
 
 
 def _jsonable(value):
