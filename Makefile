@@ -35,7 +35,7 @@ $(VENV)/.bench: $(VENV)/.done
 	$(BIN)/pip install --quiet --editable '.[bench]'
 	@touch $@
 
-STUDIES := compare ntk_generalization signal saturation landscape lesion cause degree interpolators surface
+STUDIES := $(patsubst experiments/%/study.py,%,$(wildcard experiments/*/study.py))
 smoke: $(STUDIES:%=smoke-%)
 smoke-%: setup  # that they run to their end; unoptimised programs compile in three quarters of the time
 	$(UNOPTIMISED) $(BIN)/python -m experiments.$* --smoke --workdir=$$(mktemp -d)

@@ -1,4 +1,4 @@
-"""The numbers of the front page and of docs/experiments.md are those of the tables (results/claims.toml)."""
+"""The numbers of the front page and of the answers are those of the tables (results/claims.toml)."""
 
 import re
 from functools import cache
@@ -7,7 +7,7 @@ import pytest
 
 from experiments.paper import claims
 from experiments.paper.claims import NUMBER, ROOT, Claim, agree, numbers
-from experiments.paper.questions import QUESTIONS
+from experiments.paper.questions import questions
 from resjax.config import ConfigError
 
 CLAIMS = claims.read()
@@ -40,11 +40,10 @@ def test_every_interval_of_the_front_page_is_a_claim():
 
 
 def test_every_question_has_an_answer_whose_intervals_are_claims():
-    answers = claims.answers()
-    assert set(answers) == set(QUESTIONS)
-    assert not {
-        number: lacking for number, text in answers.items() if (lacking := unclaimed(text, "docs/experiments.md"))
-    }
+    assert set(claims.answers()) == set(questions())
+    for page in claims.PAGES:
+        name = page.relative_to(ROOT).as_posix()
+        assert not {n: lacking for n, text in claims.answers([page]).items() if (lacking := unclaimed(text, name))}
 
 
 def test_a_wrong_digit_is_seen():
@@ -72,10 +71,10 @@ def test_a_claim_does_not_hold_of_other_tables(tmp_path):
 def test_an_answer_is_plain_text(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("## Q1: a\n\n> **Q1.** Yes, `mul` is\n> 1 [0, 2] ([figure](a.png)).\n\nMore.\n\n> **Q2.** No.\n")
-    assert claims.answers(page) == {"Q1": "Yes, mul is 1 [0, 2] (figure).", "Q2": "No."}
+    assert claims.answers([page]) == {"Q1": "Yes, mul is 1 [0, 2] (figure).", "Q2": "No."}
     page.write_text(page.read_text() + "\n> **Q1.** No.\n")
-    with pytest.raises(ConfigError, match="two answers"):
-        claims.answers(page)
+    with pytest.raises(ConfigError, match="two answers: Q1"):
+        claims.answers([page])
 
 
 @pytest.mark.parametrize(("text", "there"), [

@@ -21,7 +21,7 @@ from resjax.sweep import flags
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "experiments").glob("*/README.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 
 
@@ -39,7 +39,7 @@ def commands():
         for line in "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines():
             for found in re.findall(r"python -m ([^\"]*)", line):
                 module, *arguments = shlex.split(found, comments=True)
-                yield pytest.param(module, arguments, id=f"{page.name} {found.split(' #')[0].strip()}")
+                yield pytest.param(module, arguments, id=f"{page.relative_to(ROOT)} {found.split(' #')[0].strip()}")
 
 
 def anchors(page):
@@ -113,7 +113,7 @@ def test_every_probe_and_predictor_is_described():
     assert {f"`{name}`" for name in PREDICTORS} <= described
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_images_and_anchors_exist(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         if not target.startswith("http"):

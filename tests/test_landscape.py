@@ -289,8 +289,8 @@ def test_all_words_for_merges_choose_what_is_looked_at():
 
 
 def test_a_rate_that_grows_with_the_batch_is_a_cell_of_its_own():
-    flags = ["--merges=add", "--swept=add", "--planes=add", "--batch_sizes=32,128,512", "--rates=fixed,linear"]
-    configs = landscape.configurations(flags.parse(landscape._parser(), flags))
+    words = ["--merges=add", "--swept=add", "--planes=add", "--batch_sizes=32,128,512", "--rates=fixed,linear"]
+    configs = landscape.configurations(flags.parse(landscape._parser(), words))
     rates = {label: (c.batch_size, c.optimizer.learning_rate) for label, c in configs.items()}
     assert rates == {
         "digits, add": (128, 0.1),

@@ -304,7 +304,6 @@ def test_cells_take_their_states_from_the_launcher(tmp_path, capsys):
     assert [outcomes[label].trained for label in configs] == [False, False, True, False]
     assert [outcomes[label].run_dir is None for label in configs] == [False, True, False, True]
     assert outcomes["mul"].reason == "killed" and "summary.json" in outcomes["pi"].reason
-    assert all((rundir.path_of(configs[label], tmp_path) / "curves.png").exists() for label in ("add", "se"))
     lines = re.sub(r"\b\d s", "T", capsys.readouterr().out).splitlines()
     assert lines[:2] == ["[1/4] add", "    finished before, OA 90.00 % (n = 1)"]
     running = lines.index("[2/4] mul")

@@ -10,13 +10,12 @@ import time
 import pandas as pd
 import pytest
 
-from experiments.paper import claims
-from experiments.paper import redraw as figures
+from experiments.paper import claims, redraw
 from experiments.paper import report as paper_report
 from experiments.paper import run as paper
 from experiments.paper.claims import Claim
 from experiments.paper.excerpt import Excerpt, Value
-from experiments.paper.questions import QUESTIONS, Question
+from experiments.paper.questions import Question, questions
 from resjax.analysis import tables
 from resjax.config import ConfigError
 
@@ -69,8 +68,8 @@ def asked(tmp_path, monkeypatch):
     header = HEADER | {"commit": "0123456789abcdef" * 2 + "01234567 (with changes)", "Q1": "yes, 1 [0, 2]", "Q2": "no"}
     tables.write_csv(table, tmp_path / "results" / "x.csv", header)
     excerpt = Excerpt("Accuracies", "", ("merge",), {"OA": Value("OA (%)", 100)})
-    questions = {"Q1": Question("Does it?", "lesion", "Q1", table=excerpt), "Q3": Question("And this?")}
-    monkeypatch.setattr(paper_report, "QUESTIONS", questions)
+    two = {"Q1": Question("Does it?", "Q1", table=excerpt, study="lesion"), "Q3": Question("And this?")}
+    monkeypatch.setattr(paper_report, "questions", lambda: two)
     return lambda: paper_report.write(tmp_path / "results", tmp_path / "paper").read_text()
 
 
@@ -110,17 +109,17 @@ def test_an_excerpt_is_what_was_chosen_in_groups():
 
 def test_every_figure_of_the_results_and_every_excerpt_has_its_question():
     results = claims.ROOT / "results"
-    everything = figures.runs(results)
+    everything = redraw.runs(results)
     runs = [run for run in everything if not run.smoke]
     for run in runs:
-        asked = [question for question in QUESTIONS.values() if question.study == run.study]
-        for path in figures.figures_of(run, everything):
+        asked = [question for question in questions().values() if question.study == run.study]
+        for path in redraw.figures_of(run, everything):
             name = path.stem.removeprefix(run.out.name).removeprefix("_")
             assert any(re.fullmatch(pattern, name) for question in asked for pattern in question.figures), path
-    for number, question in QUESTIONS.items():
+    for number, question in questions().items():
         own = [run for run in runs if run.study == question.study]
         names = [
-            p.stem.removeprefix(r.out.name).removeprefix("_") for r in own for p in figures.figures_of(r, everything)
+            p.stem.removeprefix(r.out.name).removeprefix("_") for r in own for p in redraw.figures_of(r, everything)
         ]
         assert all(any(re.fullmatch(pattern, name) for name in names) for pattern in question.figures), number
         if question.verdicts != "$":

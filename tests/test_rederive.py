@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 
 from experiments.lesion import tables as lesion_tables
-from experiments.paper import rederive
-from experiments.paper import redraw as figures
+from experiments.paper import rederive, redraw
 from experiments.paper.claims import ROOT
 from resjax import stats
 from resjax.analysis import tables
@@ -32,7 +31,7 @@ def test_a_run_keeps_its_rows_and_says_what_was_derived_anew(copied):
     rows, before = out.with_suffix(".csv").read_text(), tables.read_csv(path)
     damaged = before.assign(difference_low=0.0, p=1.0)
     tables.write_csv(damaged, path, tables.read_header(path))
-    (run,) = [run for run in figures.runs(out.parent) if run.out == out]
+    (run,) = [run for run in redraw.runs(out.parent) if run.out == out]
     written = rederive.rederive(run, "0123abc")
     header = tables.read_header(path)
     assert all(tables.read_header(p) == header for p in written) and len(written) == 3

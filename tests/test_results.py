@@ -7,23 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from experiments.paper import claims
-from experiments.paper import redraw as figures
-from experiments.paper.questions import QUESTIONS
-from experiments.paper.run import LAUNCHING, PAPER, _parser, commands
+from experiments.paper import claims, redraw
+from experiments.paper.questions import STUDIES, commands, questions, studies
+from experiments.paper.run import LAUNCHING, _parser
+from experiments.paper.run import commands as command_lines
 from resjax.analysis import tables
 from resjax.sweep.flags import recorded
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
-EVERYTHING = figures.runs(RESULTS)
+EVERYTHING = redraw.runs(RESULTS)
 RUNS = [run for run in EVERYTHING if not run.smoke]
-MANIFEST = tables.read_json(RESULTS / figures.MANIFEST)
-
-
-def studies():
-    """The modules of experiments/ with a small version."""
-    return [p.parent.name for p in (ROOT / "experiments").glob("*/study.py") if "SMOKE" in names(p)]
+MANIFEST = tables.read_json(RESULTS / redraw.MANIFEST)
 
 
 def names(path):
@@ -38,15 +33,15 @@ def names(path):
 def test_the_manifest_is_that_of_the_tables(run):
     assert {"command", "commit", "device"} <= run.header.keys()
     said = MANIFEST[run.out.relative_to(RESULTS).as_posix()]
-    there = figures.figures_of(run, EVERYTHING)
-    assert said == figures.entry(run, RESULTS, claims.read(), there, []), "make figures"  # which draws all of them
+    there = redraw.figures_of(run, EVERYTHING)
+    assert said == redraw.entry(run, RESULTS, claims.read(), there, []), "make figures"  # which draws all of them
 
 
 def test_every_figure_and_table_is_in_the_manifest():
     assert len(MANIFEST) == len(RUNS)
     told = {(RESULTS / out).parent / name for out, e in MANIFEST.items() for name in (*e["figures"], *e["kept"])}
-    small = {path for run in EVERYTHING if run.smoke for path in figures.figures_of(run, EVERYTHING)}
-    assert {path for path in RESULTS.rglob("*") if path.suffix in figures.DRAWN} - small == told
+    small = {path for run in EVERYTHING if run.smoke for path in redraw.figures_of(run, EVERYTHING)}
+    assert {path for path in RESULTS.rglob("*") if path.suffix in redraw.DRAWN} - small == told
 
 
 def test_every_number_of_the_text_is_in_the_manifest_with_its_origin():
@@ -54,16 +49,15 @@ def test_every_number_of_the_text_is_in_the_manifest_with_its_origin():
     assert sorted(told) == sorted(claim.text for claim in claims.read())
 
 
-def test_every_study_has_a_small_version_draws_and_is_in_the_paper():
-    mains = {p.parent.name for p in (ROOT / "experiments").glob("*/study.py") if {"MODULE", "main"} <= set(names(p))}
-    assert mains == set(studies()) == set(PAPER)
-    for name in PAPER:
-        assert "draw" in names(ROOT / "experiments" / name / "study.py"), name
-        assert name in {question.study for question in QUESTIONS.values()}
+def test_every_study_has_a_small_version_draws_and_answers_a_question():
+    for name in studies():
+        assert {"MODULE", "SMOKE", "main", "draw"} <= set(names(STUDIES / name / "study.py")), name
+        assert (STUDIES / name / "__main__.py").exists() and (STUDIES / name / "README.md").exists(), name
+    assert set(studies()) == set(commands()) == {q.study for q in questions().values() if q.study}
 
 
 def test_the_paper_runs_what_made_the_results():
-    todo = [(name, shlex.split(line)) for name, lines in PAPER.items() for line in lines]
+    todo = [(name, shlex.split(line)) for name, lines in commands().items() for line in lines]
     for run in RUNS:
         words = [word for word in run.words[3:] if not word.startswith("--workdir=")]
         assert (run.study, words) in todo or (run.study, [*words, f"--out=results/{run.out.name}"]) in todo, run.out
@@ -74,7 +68,7 @@ def test_the_paper_passes_its_flags_on():
     args = _parser().parse_args([f"--{name}={value}" for name, value in words.items()] + ["--smoke", "--workdir=w"])
     args.results = Path("paper_smoke/results")
     assert set(words) <= set(LAUNCHING)
-    for name, command in commands(args).items():
+    for name, command in command_lines(args).items():
         assert command[1:5] == ["-m", f"experiments.{name}", "--smoke", f"--out=paper_smoke/results/{name}"]
         assert command[5:] == ["--workdir=w", "--launcher=submitit", "--jobs=3", "--partition=gpu"]
 
@@ -87,7 +81,7 @@ def test_figures_need_no_jax_and_are_the_same_bytes_again(tmp_path):
     code += f"compare.draw({str(out)!r}); assert 'jax' not in sys.modules"
     drawn = []
     for _ in range(2):
-        subprocess.run([figures.sys.executable, "-c", code], check=True, cwd=ROOT)
+        subprocess.run([redraw.sys.executable, "-c", code], check=True, cwd=ROOT)
         drawn.append([path.read_bytes() for path in sorted(tmp_path.glob("*.p[nd][gf]"))])
     assert len(drawn[0]) == 2 and drawn[0] == drawn[1]
 

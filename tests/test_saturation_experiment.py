@@ -13,7 +13,7 @@ from experiments.saturation import tables as saturation
 from experiments.saturation import verdicts
 from experiments.saturation.cells import Cell, parts
 from resjax import config as config_lib
-from resjax.analysis import plots
+from resjax.analysis import plots, tables
 from resjax.sweep import flags, measuring, runs
 from resjax.sweep.study import Study
 

@@ -1,11 +1,12 @@
-"""Numbers in the text and the tables that they come from: results/claims.toml, and the answers of docs/experiments.md.
+"""Numbers in the text and the tables that they come from: results/claims.toml; and the answers to the questions.
 
 The text is written by hand; that its numbers are those of the tables is checked, by the tests and by the report.
 """
 
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from resjax.config import ConfigError
 
 ROOT = Path(__file__).parents[2]
 CLAIMS = ROOT / "results" / "claims.toml"
-ANSWERS = ROOT / "docs" / "experiments.md"
+PAGES = (ROOT / "docs" / "experiments.md", *sorted((ROOT / "experiments").glob("*/README.md")))
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
 ANSWER = re.compile(r"^> \*\*(Q\d+)\.\*\* (.*(?:\n> .*)*)", re.M)
 
@@ -73,15 +74,16 @@ def read(path: Path = CLAIMS) -> list[Claim]:
     return [Claim(documents=tuple(entry.pop("in")), **entry) for entry in entries]
 
 
-def answers(path: Path = ANSWERS) -> dict[str, str]:
+def answers(pages: Iterable[Path] = PAGES) -> dict[str, str]:
     """Number of the question -> its answer in plain text: the quotations that begin with the number in bold.
 
     Raises ConfigError if a question has two.
     """
-    found = ANSWER.findall(path.read_text())
-    if len({number for number, _ in found}) < len(found):
-        raise ConfigError(f"{path}: a question has two answers")
-    return {number: _plain(" ".join(text.replace("\n> ", "\n").split())) for number, text in found}
+    found = [(number, text, page) for page in pages for number, text in ANSWER.findall(page.read_text())]
+    twice = {number for number, count in Counter(number for number, _, _ in found).items() if count > 1}
+    if twice:
+        raise ConfigError(f"two answers: {', '.join(f'{n} in {page}' for n, _, page in found if n in twice)}")
+    return {number: _plain(" ".join(text.replace("\n> ", "\n").split())) for number, text, _ in found}
 
 
 def _plain(markdown: str) -> str:

@@ -13,13 +13,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.paper import redraw as figures
+from experiments.paper import redraw
 from resjax.analysis import tables
 from resjax.config import ConfigError
 from resjax.training import rundir
 
 
-def rederive(run: figures.Run, commit: str) -> list[Path]:
+def rederive(run: redraw.Run, commit: str) -> list[Path]:
     """Writes the tables of a run anew; returns their paths. Raises ConfigError if its study can't derive them."""
     study = importlib.import_module(f"experiments.{run.study}.study")
     if not hasattr(study, "rederived"):
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         environment = rundir.environment()
         commit = f"{environment['commit'] or 'unknown'}{' (with changes)' if environment['dirty'] else ''}"
         for out in p.parse_args(argv).out:
-            runs = [run for run in figures.runs(out.parent) if run.out == out]
+            runs = [run for run in redraw.runs(out.parent) if run.out == out]
             if not runs:
                 raise ConfigError(f"{out}: no run left tables whose names begin so")
             for path in rederive(runs[0], commit):

@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from experiments.paper import claims
-from experiments.paper import redraw as figures
+from experiments.paper import claims, redraw
 from experiments.paper.excerpt import Excerpt
-from experiments.paper.questions import QUESTIONS, Question
+from experiments.paper.questions import Question, questions
 from resjax.analysis import page, tables
 from resjax.config import ConfigError
 
@@ -32,11 +31,11 @@ def write(results: Path, target: Path, *, smoke: bool = False, failed: Iterable[
     Raises:
       ConfigError: there is no table, or one is damaged.
     """
-    everything = figures.runs(results)
+    everything = redraw.runs(results)
     runs = sorted((run for run in everything if run.smoke == smoke), key=lambda run: run.header.get("date", ""))
     if not runs:
         raise ConfigError(f"{results}: no tables of {'small ' * smoke}studies; run them first, without --report-only")
-    drawn = {run.out: figures.figures_of(run, everything) for run in runs}
+    drawn = {run.out: redraw.figures_of(run, everything) for run in runs}
     for name in ("figures", "tables"):
         shutil.rmtree(target / name, ignore_errors=True)
         (target / name).mkdir(parents=True)
@@ -51,7 +50,7 @@ def write(results: Path, target: Path, *, smoke: bool = False, failed: Iterable[
     answers = {} if smoke else checked_answers(results.parent)
     sections = [
         section(number, question, answers.get(number, ()), [run for run in runs if run.study == question.study], drawn)
-        for number, question in QUESTIONS.items()
+        for number, question in questions().items()
     ]
     header = {
         "command": f"python -m experiments.paper{' --smoke' * smoke}",
@@ -89,7 +88,7 @@ def _escaped(text: str) -> str:
 
 def checked_answers(root: Path) -> dict[str, list[str]]:
     """The answer to each question, and what of it the tables below `root` no longer say."""
-    checked = [claim for claim in claims.read() if claims.ANSWERS.name in {Path(d).name for d in claim.documents}]
+    checked = claims.read()
     said = {}
     for number, answer in claims.answers().items():
         wrong = [claim.text for claim in checked if claim.stands_in(answer) and not claim.holds(root)]
@@ -113,7 +112,7 @@ class Part(NamedTuple):
     origin: str
 
 
-def part(question: Question, run: figures.Run, drawn: Iterable[Path]) -> Part:
+def part(question: Question, run: redraw.Run, drawn: Iterable[Path]) -> Part:
     """Finds what a run of the question's study has for it; `drawn` are the figures of the run."""
     n = replicas(tables.read_csv(run.tables[0]))
     names = {path: path.stem.removeprefix(run.out.name).removeprefix("_") for path in drawn if path.suffix == ".png"}
@@ -138,7 +137,7 @@ def _full(caption: str, n: str) -> str:
     return caption if caption.endswith(".") else f"{caption}, n = {n}."
 
 
-def shown(excerpt: Excerpt, run: figures.Run) -> page.Section | None:
+def shown(excerpt: Excerpt, run: redraw.Run) -> page.Section | None:
     """The chosen part of a run's table, or None if the run has nothing of it."""
     table = tables.written(run.out, excerpt.suffix).get(excerpt.suffix)
     rows = None if table is None else excerpt.of(table)
@@ -150,7 +149,7 @@ def section(
     number: str,
     question: Question,
     answer: Sequence[str],
-    runs: Sequence[figures.Run],
+    runs: Sequence[redraw.Run],
     drawn: Mapping[Path, list[Path]],
 ) -> page.Section:
     """The question with its answer, first figures, a short table and the origin of every run; the rest is folded.

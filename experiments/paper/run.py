@@ -22,43 +22,11 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments.paper import redraw as figures
-from experiments.paper import report as paper_report
+from experiments.paper import questions, redraw, report
 from resjax.config import ConfigError
 from resjax.sweep import launchers
 from resjax.sweep.board import duration
 
-PAPER: dict[str, tuple[str, ...]] = {  # study -> the command lines that make results/
-    "compare": (
-        "--datasets=digits --merges=core --seeds=12 --tune --tune_factors=.3,1,3,10 --tune_epochs=20"
-        " --out=results/compare_digits",
-        "--datasets=digits --merges=all --seeds=12 --out=results/compare_digits_all",
-        "--datasets=cifar10,cifar100 --merges=core --seeds=6 --depth=8 --width=8 --train_size=5000 --batch_size=64"
-        " --epochs=6 --set eval_every=6 --tune --tune_factors=1,4 --tune_epochs=2 --out=results/compare_cifar",
-    ),
-    "cause": (
-        "--designs=cube --out=results/cause/cause",
-        "--designs=rates --out=results/cause/rates",
-        "--designs=axes --out=results/cause/axes",
-        "--designs=battery --out=results/cause/battery",
-        "--designs=digits --out=results/cause/digits",
-        "--designs=cifar100 --merges=mul,gate_sig --seeds=4 --inits=1 --out=results/cause/cifar100",
-    ),
-    "signal": ("--out=results/signal",),
-    "saturation": ("--schedules=cosine --out=results/saturation",),
-    "ntk_generalization": ("--out=results/ntk_generalization",),
-    "degree": ("",),
-    "surface": (
-        "--datasets=digits,mnist --seed=100 --arms=plain,augment,mixup",
-        "--datasets=digits --seed=100 --out=results/surface_arms",
-    ),
-    "interpolators": ("",),
-    "landscape": ("--every=20 --seeds=6 --batch_sizes=32,128,512 --out=results/landscape",),
-    "lesion": (
-        "--depths=8,20 --out=results/lesion",
-        "--rescue --depths=20 --ln= --merges=add,mul,mul_bn,mul_bn1 --out=results/lesion_rescue",
-    ),
-}
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
 LAUNCHING = ("launcher", "jobs", "time_limit", "gpus", "partition")
 
@@ -69,9 +37,9 @@ def commands(args: argparse.Namespace) -> dict[str, list[str]]:
     passed += [f"--{name}={value}" for name in LAUNCHING if (value := getattr(args, name)) is not None]
     start = [sys.executable, "-m"]
     if args.smoke:
-        small = {name: ["--smoke", f"--out={args.results / name}"] for name in PAPER}
+        small = {name: ["--smoke", f"--out={args.results / name}"] for name in questions.studies()}
         return {name: [*start, f"experiments.{name}", *words, *passed] for name, words in small.items()}
-    every = [(name, shlex.split(line)) for name, lines in PAPER.items() for line in lines]
+    every = [(name, shlex.split(line)) for name, lines in questions.commands().items() for line in lines]
     return {shlex.join([name, *words]): [*start, f"experiments.{name}", *words, *passed] for name, words in every}
 
 
@@ -127,8 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if stopped:
                 print("stopped; the same command continues", file=sys.stderr)
                 return stopped
-        undrawn = 0 if args.smoke else figures.redraw(args.results)  # small studies have just drawn theirs
-        print(paper_report.write(args.results, target, smoke=args.smoke, failed=failed))
+        undrawn = 0 if args.smoke else redraw.redraw(args.results)  # small studies have just drawn theirs
+        print(report.write(args.results, target, smoke=args.smoke, failed=failed))
     except ConfigError as error:
         print("error:", error, file=sys.stderr)
         return 2
