@@ -1,6 +1,7 @@
-"""The direction of imports: config < data, models < training, ntk, probes < analysis < main, explore, experiments."""
+"""The direction of imports: one layer per folder, none upwards, and no study imports a study."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,14 +9,28 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LAYERS = [
-    {"resjax.config", "resjax.stats", "resjax.theory"},
-    {"resjax.data", "resjax.models", "resjax.fair"},
-    {"resjax.training", "resjax.ntk", "resjax.probes"},
+LAYERS = [  # from below; a module imports those of its own folder and of layers below
+    {"resjax.config"},
+    {"resjax.stats"},
+    {"resjax.theory"},
+    {"resjax.data"},
+    {"resjax.models"},
+    {"resjax.fair"},
+    {"resjax.ntk"},
+    {"resjax.probes"},
+    {"resjax.predictors"},
+    {"resjax.training"},
+    {"resjax.regression"},
     {"resjax.analysis"},
-    {"resjax.main", "resjax.command_line", "resjax.explore", "experiments", "configs"},
+    {"resjax.sweep"},
+    {"resjax.command_line"},
+    {"resjax.explore"},
+    {"resjax.main"},
+    {"experiments", "configs"},
 ]
 FILES = [path for top in ("resjax", "experiments", "configs") for path in sorted((ROOT / top).rglob("*.py"))]
+STUDIES = sorted(path.parent.name for path in (ROOT / "experiments").glob("*/study.py"))
+SHARED = "paper"  # the one package of experiments/ that studies import
 
 
 def layer(module):
@@ -44,24 +59,49 @@ def upward(module, source):
     return [name for name in imported(source) if own is not None and (layer(name) or 0) > own]
 
 
+def of_others(module, source):
+    """The imports of `module`, of one study or the paper, that are of another study."""
+    own = module.split(".")[1] if module.startswith("experiments.") else None
+    names = [name.split(".") for name in imported(source) if name.startswith("experiments.")]
+    return [".".join(name) for name in names if name[1] not in (own, SHARED)]
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_no_import_points_upwards(path):
-    assert not upward(module_name(path), path.read_text())
-    assert not [name for name in imported(path.read_text()) if name.startswith("tests")]
+def test_no_import_points_upwards_or_to_another_study(path):
+    source = path.read_text()
+    assert not upward(module_name(path), source)
+    assert not of_others(module_name(path), source)
+    assert not [name for name in imported(source) if name.startswith("tests")]
 
 
-def test_analysis_reads_run_directories_alone():
+def test_analysis_reads_tables_and_no_nets():
     for path in sorted((ROOT / "resjax" / "analysis").glob("*.py")):
-        assert not [name for name in imported(path.read_text()) if name.startswith(("resjax.training", "jax"))]
+        ours = {name for name in imported(path.read_text()) if name.startswith("resjax.")}
+        assert not [n for n in ours if not n.startswith(("resjax.analysis", "resjax.config", "resjax.stats"))], path
+        assert not [name for name in imported(path.read_text()) if name.startswith("jax")], path
 
 
-def test_the_rule_can_fail():
+def test_the_library_knows_no_study():
+    for path in sorted((ROOT / "resjax").rglob("*.py")):
+        assert not re.findall(rf"\b(?:experiments|results)[./](?:{'|'.join(STUDIES)})\b", path.read_text()), path
+
+
+def test_the_rules_can_fail():
     assert upward("resjax.models.merges", "from resjax.training import loop") == ["resjax.training.loop"]
+    assert upward("resjax.ntk.spectrum", "from resjax.probes import planes") == ["resjax.probes.planes"]
     assert not upward("resjax.training.loop", "from resjax.models import build")
+    assert of_others("experiments.cause.study", "from experiments.degree import tables") == ["experiments.degree.tables"]
+    assert of_others("experiments.paper.run", "from experiments.degree import tables") == ["experiments.degree.tables"]
+    assert not of_others("experiments.cause.study", "from experiments.cause import tables")
 
 
 def test_every_module_has_a_layer():
     assert [p for p in FILES if layer(module_name(p)) is None] == [ROOT / "resjax" / "__init__.py"]
+
+
+def test_folders_are_small():
+    for folder in {path.parent for path in FILES}:
+        assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= 12, folder
 
 
 def test_config_imports_no_jax_and_nothing_imports_tensorflow():

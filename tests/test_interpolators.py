@@ -12,10 +12,9 @@ from fake_runs import write_run
 
 from experiments.interpolators import figures as interpolator_figures
 from experiments.interpolators import study as interpolators
-from experiments.interpolators import tables as interpolator_tables
-from experiments.interpolators.tables import between, excess, over_pairs, pair_distances
 from resjax import config as config_lib
-from resjax.analysis import plots, tables
+from resjax.analysis import distances, plots, tables
+from resjax.analysis.distances import between, excess, over_pairs, pair_distances
 from resjax.config import ConfigError
 from resjax.probes.registry import PROBES
 from resjax.probes.subject import Subject
@@ -84,11 +83,11 @@ def test_nets_that_agree_have_no_disagreement_however_sure_they_are():
 
 def test_rows_of_pairs_have_all_that_the_tables_have():
     pairs = pair_distances(outputs_of(drawn(0.5, seeds=3)))
-    rows = interpolator_tables.as_rows(pairs)
+    rows = distances.as_rows(pairs)
     assert len(rows) == 6 * 5 / 2
-    for metric, table in interpolator_tables.as_squares(rows).items():
+    for metric, table in distances.as_squares(rows).items():
         pd.testing.assert_frame_equal(table, pairs[metric], check_index_type=False)
-    assert interpolator_tables.as_squares(rows[:0])["tv"].empty
+    assert distances.as_squares(rows[:0])["tv"].empty
 
 
 def test_the_mean_over_pairs_has_the_values_of_the_jackknife():
@@ -134,7 +133,7 @@ def test_only_seeds_that_both_have_are_compared():
     assert between(pairs["tv"], "add", "mul").shape == (4, 4)
     assert pairs["tv"].loc[("add", 2), ("mul", 5)] == between(pairs["tv"], "add", "mul")[1, 3]
     assert excess(pairs)["n"].item() == 4
-    table = interpolator_tables.distances(pairs).set_index(["merge_a", "merge_b", "kind"])
+    table = distances.distances(pairs).set_index(["merge_a", "merge_b", "kind"])
     assert table.loc[("add", "mul", "same seed"), "n"] == 4 and table.loc[("add", "add", "different seeds"), "n"] == 5
     diagonal = [pairs["tv"].loc[("add", s), ("mul", s)] for s in (0, 2, 3, 5)]
     assert table.loc[("add", "mul", "same seed"), "tv"] == pytest.approx(np.mean(diagonal))

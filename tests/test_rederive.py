@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.lesion import tables as lesion_tables
+from resjax.analysis.intervals import with_intervals
 from experiments.paper import rederive, redraw
 from experiments.paper.claims import ROOT
 from resjax import stats
@@ -73,5 +73,5 @@ def test_a_curve_has_the_intervals_of_its_means_and_standard_deviations():
     values = [[1.0, 2.0, 4.0], [3.0, 3.0, 3.0], [5.0]]
     known = [stats.mean_ci(v) for v in values]
     curve = pd.DataFrame(known).astype(float)
-    found = lesion_tables.with_intervals(curve.assign(ci_low=0.0, ci_high=0.0))
+    found = with_intervals(curve.assign(ci_low=0.0, ci_high=0.0))
     pd.testing.assert_frame_equal(found, curve)

@@ -42,7 +42,7 @@ def distance_map(distances: pd.DataFrame, path: str | os.PathLike) -> list[Path]
     The diagonal, between seeds of one merge, is framed.
 
     Args:
-      distances: of `interpolator_tables.distances`.
+      distances: of `resjax.analysis.distances.distances`.
       path: of the figure.
 
     Raises:

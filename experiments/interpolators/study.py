@@ -33,7 +33,7 @@ from ml_collections import ConfigDict
 from experiments.interpolators import figures as interpolator_figures
 from experiments.interpolators import tables as interpolator_tables
 from experiments.interpolators.tables import BASELINE, READINGS
-from resjax.analysis import plots, race, tables
+from resjax.analysis import distances, plots, race, tables
 from resjax.config import ConfigError
 from resjax.sweep import flags, measuring, runs, study
 
@@ -88,8 +88,8 @@ def report(found: study.Study) -> list[Path]:
     course = pd.concat(courses, ignore_index=True)
     nets = interpolator_tables.per_net(found.nets, course, fit, sharpness)
     fitted = nets.loc[nets["interpolates"], interpolator_tables.KEYS]
-    pairs = interpolator_tables.pair_distances(outputs.merge(fitted.astype({"seed": int})))
-    measured = {"": nets, "_pairs": interpolator_tables.as_rows(pairs)}
+    pairs = distances.pair_distances(outputs.merge(fitted.astype({"seed": int})))
+    measured = {"": nets, "_pairs": distances.as_rows(pairs)}
     derived, said = _derived(measured)
     written = {suffix: table for suffix, table in (measured | derived).items() if len(table)}
     return found.publish(written, said) + draw(found.args.out)
@@ -105,11 +105,11 @@ def rederived(out: str | Path) -> tuple[dict[str, pd.DataFrame], dict[str, str]]
 
 def _derived(measured: Mapping[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
     """Tables by suffix, and verdicts, of what was measured."""
-    nets, pairs = measured[""], interpolator_tables.as_squares(measured["_pairs"])
-    apart, beyond = interpolator_tables.distances(pairs), interpolator_tables.excess(pairs)
+    nets, pairs = measured[""], distances.as_squares(measured["_pairs"])
+    apart, beyond = distances.distances(pairs), distances.excess(pairs)
     differences = tables.differences(nets.assign(error=nets["error"].where(nets["interpolates"])), "error")
     counted = interpolator_tables.compared(nets)
-    several = len(interpolator_tables.merges_of(pairs)) > 1
+    several = len(distances.merges_of(pairs)) > 1
     ranked = race.race(counted, READINGS) if several else pd.DataFrame()
     said = dict(interpolator_tables.verdicts(nets, apart, beyond, differences))
     said["ranking"] = race.verdict(ranked, counted) if several else "fewer than two merges interpolate."

@@ -34,6 +34,7 @@ from experiments.lesion import figures as lesion_figures
 from experiments.lesion import rescue as lesion_rescue
 from experiments.lesion import tables as lesion_tables
 from resjax.analysis import plots, tables
+from resjax.analysis.intervals import with_intervals
 from resjax.config import ConfigError
 from resjax.sweep import flags, measuring, runs, study
 
@@ -140,7 +141,7 @@ def rederived(out: str | Path) -> tuple[dict[str, pd.DataFrame], dict[str, str]]
         return {}, dict(lesion_rescue.verdicts(read[""]))
     rows = tables.unrounded(read[""].assign(dataset=read[""]["depth"]), largest=SHARES)
     effects = lesion_tables.compared(rows, METRICS)
-    curves = lesion_tables.with_intervals(read["_curves"])
+    curves = with_intervals(read["_curves"])
     return {"_effects": effects, "_curves": curves}, _verdicts(effects, rows)
 
 

@@ -32,7 +32,6 @@ import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
-from experiments.lesion import tables as lesion_tables
 from experiments.surface import card as surface_card
 from experiments.surface import figures as surface_figures
 from experiments.surface import page as surface_page
@@ -41,6 +40,7 @@ from experiments.surface import tables as surface_tables
 from experiments.surface.tables import ARMS, BASELINE
 from experiments.surface.verdicts import verdicts
 from resjax.analysis import tables
+from resjax.analysis.intervals import with_intervals
 from resjax.config import ConfigError
 from resjax.sweep import flags, measuring, runs, study
 
@@ -146,7 +146,7 @@ def rederived(out: str | Path) -> tuple[dict[str, pd.DataFrame], dict[str, str]]
     """
     curves = ("_symmetry", "_spectra", "_gaps", "_alignment")
     read = tables.written(out, *curves, "_equivalence")
-    found = {suffix: lesion_tables.with_intervals(read[suffix]) for suffix in curves if suffix in read}
+    found = {suffix: with_intervals(read[suffix]) for suffix in curves if suffix in read}
     if "_equivalence" in read:
         apart = read["_equivalence"]
         found["_equivalence"] = apart.assign(**dict.fromkeys(apart.filter(regex="_(low|high)$"), float("nan")))

@@ -9,10 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from experiments.interpolators import tables as interpolator_tables
-from experiments.lesion.tables import over_seeds
 from resjax import stats
-from resjax.analysis import race, tables
+from resjax.analysis import distances, race, tables
+from resjax.analysis.intervals import over_seeds
 
 BASELINE = "add"
 KEYS = ["cell", "seed"]
@@ -217,7 +216,7 @@ def gaps(mixing: pd.DataFrame) -> pd.DataFrame:
 
 
 def equivalence(outputs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """`interpolator_tables.distances` between all pairs of nets on each kind of inputs, with dataset, arm and inputs.
+    """`distances.distances` between all pairs of nets on each kind of inputs, with dataset, arm and inputs.
 
     Args:
       outputs: inputs -> rows of `resjax.probes.outputs`.
@@ -225,8 +224,8 @@ def equivalence(outputs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     found = []
     for inputs, of_inputs in outputs.items():
         for (dataset, arm), rows in labelled(of_inputs).groupby(CELL, sort=False):
-            pairs = interpolator_tables.pair_distances(rows.dropna(axis="columns", how="all"))
-            apart = interpolator_tables.distances(pairs)
+            pairs = distances.pair_distances(rows.dropna(axis="columns", how="all"))
+            apart = distances.distances(pairs)
             shares = apart.filter(regex="^(disagreement|tv)").clip(0, 1)  # which an interval does not leave
             found.append(apart.assign(**shares, dataset=dataset, arm=arm, inputs=inputs))
     table = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["kind", "n"])
