@@ -27,7 +27,8 @@ def resjax(x_NxHxWxC: np.ndarray, y_N: np.ndarray, depth: int, seeds: int) -> Ep
     from functools import partial
 
     from resjax import config as config_lib
-    from resjax.training import mesh, startup
+    from resjax.runtime import startup
+    from resjax.training import mesh
 
     config = config_lib.base()
     config.update_from_flattened_dict(

@@ -21,7 +21,8 @@ from ml_collections import ConfigDict
 
 from resjax import config as config_lib
 from resjax.probes.registry import PROBES
-from resjax.training import loop, rundir, startup
+from resjax.runtime import startup
+from resjax.training import loop, rundir
 
 GOAL = 0.10
 ALL = "all together"

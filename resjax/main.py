@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from resjax import command_line
 from resjax.config import ConfigError
-from resjax.training.interrupt import exit_code
+from resjax.runtime.interrupt import exit_code
 
 
 def main(argv: list[str]) -> int:
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # orbax's failed writes, which are said in one line below
     try:
         config, workdir, distributed = command_line.parse(argv)
-        from resjax.training import startup  # after the flags: a bad one need not wait for JAX
+        from resjax.runtime import startup  # after the flags: a bad one need not wait for JAX
 
         startup.start(config, distributed)
         return _run(config, workdir)
@@ -52,7 +52,8 @@ def main(argv: list[str]) -> int:
 def _run(config: ConfigDict, workdir: str) -> int:
     from resjax.analysis import plots, probe_figures, report
     from resjax.models.merges import MERGES
-    from resjax.training import hosts, loop, rundir
+    from resjax.runtime import hosts
+    from resjax.training import loop, rundir
 
     path = rundir.path_of(config, workdir)
     before = hosts.on_first(lambda: rundir.read_status(path))

@@ -22,7 +22,8 @@ import sklearn.metrics  # noqa: F401
 
 from resjax import main
 from resjax.analysis import report  # noqa: F401
-from resjax.training import loop, progress, startup  # noqa: F401
+from resjax.runtime import progress
+from resjax.training import loop  # noqa: F401
 
 EPOCHS = 60
 KILLED = 45  # the last kill comes before this epoch is over

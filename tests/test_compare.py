@@ -12,8 +12,8 @@ from resjax import config as config_lib
 from resjax.analysis import plots
 from resjax.config import ConfigError
 from resjax.models.merges import MERGES
+from resjax.runtime.interrupt import Interrupted
 from resjax.sweep import flags, launchers
-from resjax.training.interrupt import Interrupted
 
 REGISTRY = {m: SimpleNamespace(core=m in ("add", "mul")) for m in ("add", "mul", "se")}
 

@@ -18,11 +18,11 @@ from resjax.config import ConfigError
 from resjax.models.build import build
 from resjax.models.frozen import calibrated
 from resjax.models.merges import with_backward_of
-from resjax.probes import objective
-from resjax.probes.curvature import EPS, LENGTHS, curvature, density, escape, krylov
-from resjax.probes.objective import Objective
-from resjax.probes.sharpness import sharpness
-from resjax.probes.slices import filter_normalised, interpolation, loss_surface
+from resjax.probes.loss import objective
+from resjax.probes.loss.curvature import EPS, LENGTHS, curvature, density, escape, krylov
+from resjax.probes.loss.objective import Objective
+from resjax.probes.loss.sharpness import sharpness
+from resjax.probes.loss.slices import filter_normalised, interpolation, loss_surface
 from resjax.probes.subject import Subject
 
 

@@ -14,7 +14,8 @@ import pytest
 
 from configs import add
 from resjax.config import ConfigError
-from resjax.training import hosts, loop
+from resjax.runtime import hosts
+from resjax.training import loop
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -132,7 +133,7 @@ import sys
 import numpy as np
 from resjax import main
 from resjax.config import ConfigError
-from resjax.training import hosts
+from resjax.runtime import hosts
 
 hosts.connect(sys.argv[1])
 first = hosts.is_first()

@@ -24,9 +24,9 @@ from resjax.explore import drawing, model, page, panels
 from resjax.explore.__main__ import _stop_at_ctrl_c, main
 from resjax.models.build import build
 from resjax.models.merges import MERGES
-from resjax.probes import planes
-from resjax.probes.gate_points import apply_with_gates
-from resjax.probes.masks import masks
+from resjax.probes.functions import planes
+from resjax.probes.gates.gate_points import apply_with_gates
+from resjax.probes.gates.masks import masks
 from resjax.probes.subject import Subject
 from resjax.training import loop
 

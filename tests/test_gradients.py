@@ -13,7 +13,7 @@ from resjax import config
 from resjax.config import ConfigError
 from resjax.models.build import build
 from resjax.models.frozen import calibrated
-from resjax.probes.gradients import gradients
+from resjax.probes.loss.gradients import gradients
 from resjax.probes.registry import PROBES
 from resjax.probes.subject import Subject
 from resjax.training.step import half_squared_error

@@ -19,10 +19,10 @@ from rich.console import Console
 
 from experiments.compare import study as compare
 from resjax.config import ConfigError
+from resjax.runtime.interrupt import Interrupted
 from resjax.sweep import board, cluster, flags, launchers, runs, submitted
-from resjax.sweep.launchers import Event
+from resjax.sweep.jobs import Event
 from resjax.training import rundir
-from resjax.training.interrupt import Interrupted
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,7 +43,7 @@ def training(path):
         import time
         from pathlib import Path
 
-        from resjax.training.interrupt import Interrupted, StopSignals
+        from resjax.runtime.interrupt import Interrupted, StopSignals
 
         with StopSignals() as signals:
             Path(path).touch()

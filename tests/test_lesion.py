@@ -14,9 +14,9 @@ from resjax import config
 from resjax.config import ConfigError
 from resjax.models.build import build
 from resjax.models.frozen import calibrated
-from resjax.probes.lesion import exchangeable, lesion, subsets
-from resjax.probes.merge_points import apply_with_points
-from resjax.probes.path_lengths import path_gradient, path_lengths
+from resjax.probes.blocks.lesion import exchangeable, lesion, subsets
+from resjax.probes.blocks.merge_points import apply_with_points
+from resjax.probes.blocks.path_lengths import path_gradient, path_lengths
 from resjax.probes.registry import PROBES
 from resjax.probes.subject import Subject
 from resjax.training.step import half_squared_error

@@ -9,7 +9,7 @@ import pytest
 
 from resjax import command_line, main
 from resjax.config import ConfigError
-from resjax.training import startup
+from resjax.runtime import startup
 
 ROOT = Path(__file__).parents[1]
 TINY = [

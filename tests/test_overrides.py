@@ -21,7 +21,8 @@ from resjax import config as config_lib
 from resjax.data import digits, teachers
 from resjax.main import main
 from resjax.models.merges import MERGES
-from resjax.training import hosts, rundir, startup
+from resjax.runtime import hosts, startup
+from resjax.training import rundir
 
 # As outside of tests: config_flags itself calls what is deprecated, and so does junk that is read as Python.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

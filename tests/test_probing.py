@@ -16,7 +16,8 @@ from resjax.analysis import tables
 from resjax.config import ConfigError
 from resjax.models.build import build
 from resjax.probes.registry import PROBES, each
-from resjax.training import checkpoint, interrupt, loop, progress, rundir
+from resjax.runtime import interrupt, progress
+from resjax.training import checkpoint, loop, rundir
 
 ENTRIES = {key.removeprefix("probes.") for key in config_lib.flat(config_lib.base()) if key.startswith("probes.")}
 LIVE = sorted(ENTRIES & PROBES.keys())  # the others look at finished runs alone

@@ -15,8 +15,8 @@ from resjax.config import ConfigError
 from resjax.models.build import build
 from resjax.models.frozen import calibrated
 from resjax.models.merges import MERGES
-from resjax.probes.merge_points import apply_with_points
-from resjax.probes.propagation import propagation
+from resjax.probes.blocks.merge_points import apply_with_points
+from resjax.probes.blocks.propagation import propagation
 from resjax.theory.laws import gaussian
 from resjax.theory.signal import blocks
 

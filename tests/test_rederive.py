@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from resjax.analysis.intervals import with_intervals
 from experiments.paper import rederive, redraw
 from experiments.paper.claims import ROOT
 from resjax import stats
 from resjax.analysis import tables
+from resjax.analysis.intervals import with_intervals
 
 RESULTS = ROOT / "results"
 

@@ -15,7 +15,8 @@ from test_training import read, rows, tiny
 
 from resjax import config as config_lib
 from resjax.config import ConfigError
-from resjax.training import checkpoint, interrupt, loop, progress, rundir, startup, step
+from resjax.runtime import interrupt, progress, startup
+from resjax.training import checkpoint, loop, rundir, step
 
 CONFIG = {"epochs": 6, "checkpoint_seconds": 0.0, "checkpoint_keep": 3}
 
@@ -106,7 +107,7 @@ def test_a_signal_is_seen_during_evaluation(tmp_path, monkeypatch, unbroken):
 def test_a_second_signal_ends_at_once():
     code = """
 import os, signal, sys
-from resjax.training.interrupt import StopSignals
+from resjax.runtime.interrupt import StopSignals
 with StopSignals() as signals:
     os.kill(os.getpid(), signal.SIGTERM)
     assert signals.received == signal.SIGTERM

@@ -15,8 +15,8 @@ from resjax.models.build import build
 from resjax.models.gates import SimAM
 from resjax.models.merges import MERGES, Merge
 from resjax.models.resnet import MergePoint
-from resjax.probes.masks import costs, masks
-from resjax.probes.saturation import BINS, OF_BLOCK, OF_GATE, position, saturation
+from resjax.probes.gates.masks import costs, masks
+from resjax.probes.gates.saturation import BINS, OF_BLOCK, OF_GATE, position, saturation
 from resjax.probes.subject import Subject
 
 GATED = {name: merge for name, merge in MERGES.items() if merge.gates}

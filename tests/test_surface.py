@@ -10,16 +10,16 @@ from experiments.surface.tables import effective_degree
 from resjax import config as config_lib
 from resjax.config import ConfigError
 from resjax.models.build import build
-from resjax.probes import alignment as alignment_probe
-from resjax.probes import planes
-from resjax.probes.alignment import alignment
-from resjax.probes.degree import chebyshev_energy, chebyshev_nodes, degree, fourier_energy, on_circle
-from resjax.probes.features import dimension, features, intrinsic_dimension
-from resjax.probes.function import Function, groups, probabilities, sharpness
-from resjax.probes.lines import lines, mixing
-from resjax.probes.outputs import outputs
+from resjax.probes.functions import alignment as alignment_probe
+from resjax.probes.functions import planes
+from resjax.probes.functions.alignment import alignment
+from resjax.probes.functions.degree import chebyshev_energy, chebyshev_nodes, degree, fourier_energy, on_circle
+from resjax.probes.functions.features import dimension, features, intrinsic_dimension
+from resjax.probes.functions.function import Function, groups, probabilities, sharpness
+from resjax.probes.functions.lines import lines, mixing
+from resjax.probes.functions.outputs import outputs
+from resjax.probes.functions.surface import corners, plane, smoothness
 from resjax.probes.subject import Subject
-from resjax.probes.surface import corners, plane, smoothness
 from resjax.training.step import LOSSES
 
 SHAPE = (2, 3, 1)

@@ -8,8 +8,8 @@ import optax
 import pytest
 
 from resjax.config import ConfigError
+from resjax.probes.functions.symmetry import TRANSFORMATIONS, senses, symmetry, transformed
 from resjax.probes.subject import Subject
-from resjax.probes.symmetry import TRANSFORMATIONS, senses, symmetry, transformed
 
 N = 60
 
@@ -174,7 +174,7 @@ def test_the_smallest_pixel_is_blind_to_where_it_is(pixels):
 
 
 def test_images_beyond_one_pass_are_all_seen(monkeypatch, pixels):
-    monkeypatch.setattr("resjax.probes.symmetry.CHUNK", 7)
+    monkeypatch.setattr("resjax.probes.functions.symmetry.CHUNK", 7)
     x = pixels[:, :, :7]  # of another shape: compiled anew
     (flipped,) = under(x, "flip", 1)
     np.testing.assert_array_equal(flipped, x[:, :, ::-1])

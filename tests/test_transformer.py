@@ -20,7 +20,7 @@ from resjax.models.frozen import frozen
 from resjax.models.merges import MERGES
 from resjax.models.transformer import SpatialTransformer, resample
 from resjax.ntk.empirical import empirical_ntk
-from resjax.probes.propagation import propagation
+from resjax.probes.blocks.propagation import propagation
 from resjax.training import loop, step
 
 IDENTITY = np.eye(2, 3)

@@ -36,6 +36,7 @@ from resjax import command_line
 from resjax.analysis import plots, tables
 from resjax.config import ConfigError
 from resjax.sweep import flags, launchers, runs, study
+from resjax.sweep.jobs import Launcher
 
 MODULE = "experiments.compare"
 BASELINE = "add"
@@ -75,7 +76,7 @@ def compared(registry: Mapping, running: study.Study) -> list[Path]:
     return running.publish({"": results, "_differences": differences} | written, {}) + draw(args.out)
 
 
-def with_own(merges: str, launcher: launchers.Launcher) -> str:
+def with_own(merges: str, launcher: Launcher) -> str:
     """The comma list with the merge that a config file registers in the place of the file, which is executed.
 
     Raises ConfigError if a file can't be used, or if other processes, which don't know its merge, would train it.

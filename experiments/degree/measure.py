@@ -19,7 +19,7 @@ from resjax.data.subsets import stream
 from resjax.models.frozen import frozen
 from resjax.ntk.empirical import empirical_ntk
 from resjax.ntk.infinite import merge_kernel
-from resjax.probes.degree import chebyshev_energy, chebyshev_nodes
+from resjax.probes.functions.degree import chebyshev_energy, chebyshev_nodes
 from resjax.regression import tasks as regression
 from resjax.regression.fit import Fit
 from resjax.regression.tasks import Regression

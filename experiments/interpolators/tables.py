@@ -34,8 +34,8 @@ def per_net(nets: pd.DataFrame, course: pd.DataFrame, fit: pd.DataFrame, sharpne
     Args:
       nets: `tables.summary` with the column cell.
       course: of `tables.load` with the column cell.
-      fit: rows of `resjax.probes.outputs` on the training images, with cell and seed.
-      sharpness: rows of `resjax.probes.sharpness`; without any, what they say is nan.
+      fit: rows of `resjax.probes.functions.outputs` on the training images, with cell and seed.
+      sharpness: rows of `resjax.probes.loss.sharpness`; without any, what they say is nan.
     """
     about = ["dataset", "train_size", "merge", "depth", "width", "status", "epoch", "parameters", "train_loss"]
     of_net = fit.assign(right=fit["margin"] > 0).groupby(KEYS)

@@ -7,7 +7,7 @@ Q13: is the gradient near 0 where training stalls? The norm of a batch's gradien
 at every look, that of the gradient over all images, which alone vanishes at a critical point. Q14: does negative
 curvature follow the height of the loss, and does a step along it lower the loss? Its measure is the negative mass, the
 share of the negative eigenvalues in the sum of all moduli; the share in their number depends on where the many
-eigenvalues around 0 are cut, which Lanczos of so few steps can't tell (resjax/probes/curvature.py).
+eigenvalues around 0 are cut, which Lanczos of so few steps can't tell (resjax/probes/loss/curvature.py).
 The Hessian of the mean loss over --images training images, every --every epochs: extremes, trace and density by
 Lanczos, and a line search along the eigenvector of the smallest eigenvalue against gradient steps of the same
 lengths, and against the same search along random directions: away from a critical point any direction lowers the

@@ -8,7 +8,7 @@ import pandas as pd
 from resjax import stats
 
 STALL = 5, 0.9  # an epoch stalls where the loss is not below .9 of that 5 epochs before
-MASS_ERROR = 0.07  # what `negative_mass` of 24 steps of Lanczos may be too large by: see resjax/probes/curvature.py
+MASS_ERROR = 0.07  # what `negative_mass` of 24 steps of Lanczos may be too large by: probes/loss/curvature.py
 CELL = ["dataset", "merge"]
 
 

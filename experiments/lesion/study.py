@@ -4,8 +4,8 @@
   python -m experiments.lesion --depths=8,20
 
 Trains the merges at several depths, with BatchNorm and, those of --ln, with LayerNorm, and looks at the finished nets
-on test images. Lesions (resjax/probes/lesion.py): blocks are skipped, cut down to their shortcut, held at the mean of
-their branch, or exchanged, one at a time and in random sets. Paths (resjax/probes/path_lengths.py): how the gradient
+on test images. Lesions (probes/blocks/lesion.py): blocks are skipped, cut down to their shortcut, held at the mean of
+their branch, or exchanged, one at a time and in random sets. Paths (probes/blocks/path_lengths.py): how the gradient
 is shared out among path lengths. The effect is how much the error rises by a lesion of one block of equal shape, and
 its paired difference to `add` of the same norm and depth; a net whose error is high has less to lose. Which merges
 train at which depth is reported beside it, diverged replicas counted.

@@ -29,8 +29,8 @@ def per_net(nets: pd.DataFrame, lesions: pd.DataFrame, paths: pd.DataFrame) -> p
 
     Args:
       nets: `tables.summary` with the column cell.
-      lesions: rows of `resjax.probes.lesion` with cell, seed, and statistics ("frozen" or "recalibrated").
-      paths: rows of `resjax.probes.path_lengths` with cell, seed and moment.
+      lesions: rows of `resjax.probes.blocks.lesion` with cell, seed, and statistics ("frozen" or "recalibrated").
+      paths: rows of `resjax.probes.blocks.path_lengths` with cell, seed and moment.
     """
     lesions = lesions.assign(increase=increases(lesions))
     one = lesions[(lesions["k"] == 1) & ~lesions["blocks"].str.fullmatch(CHANGES_SHAPE) | (lesions["lesion"] == "swap")]

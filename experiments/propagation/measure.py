@@ -15,7 +15,7 @@ from resjax.config import ConfigError
 from resjax.data.dataset import load
 from resjax.models.layers import ACTIVATIONS
 from resjax.models.merges import MERGES, Merge
-from resjax.probes.propagation import propagation
+from resjax.probes.blocks.propagation import propagation
 from resjax.probes.subject import Subject
 from resjax.theory.laws import gaussian
 from resjax.theory.signal import blocks, safe_depth, stages

@@ -28,7 +28,7 @@ def interval(name: str, values: Iterable[float], *, geometric: bool = False) -> 
 
 def blocks(rows: pd.DataFrame) -> pd.DataFrame:
     """A row per cell and block: CELL, number (of the block), block, stage, n, and of each quantity of
-    `resjax.probes.propagation` its mean, *_low and *_high, and where theory knows it predicted_*.
+    `resjax.probes.blocks.propagation` its mean, *_low and *_high, and where theory knows it predicted_*.
 
     Args:
       rows: one per cell, seed and block, with these columns.

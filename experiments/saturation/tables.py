@@ -1,7 +1,7 @@
 """What the saturation study finds, as tables: effects with intervals, and which explanation holds.
 
 All tables are of nets, a row per cell (label of a config) and seed, with METRICS and status, or of gates, a row per
-cell, seed, epoch, block and gate, as `resjax.probes.saturation` leaves it during training.
+cell, seed, epoch, block and gate, as `resjax.probes.gates.saturation` leaves it during training.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ METRICS = {  # column -> what it is, factor to the unit, unit; +1 where more is 
 }
 ENDS = {"": "mean", "_low": "ci_low", "_high": "ci_high"}  # of a column's name -> of `stats.mean_ci`
 SATURATED = 0.1  # a gate is called saturated if this share of its values lies at an asymptote
-OVER_TRAINING = (  # columns of `resjax.probes.saturation`, and slope_share = slope_rms / slope_max
+OVER_TRAINING = (  # columns of `resjax.probes.gates.saturation`, and slope_share = slope_rms / slope_max
     "mean", "distance", "saturated", "slope_share", "grad_ratio", "zeros", "dead_units", "update_ratio", "stuck",
 )  # fmt: skip
 

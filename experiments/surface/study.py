@@ -159,10 +159,10 @@ def rederived(out: str | Path) -> tuple[dict[str, pd.DataFrame], dict[str, str]]
 def corners(found: study.Study) -> pd.DataFrame:
     """The three test images that span the plane of each data set, in their true colours, a row per pixel and channel.
 
-    Columns: dataset, corner (0, 1, 2), x, y (`resjax.probes.planes`), label, row, column, channel, value (0 to 255).
+    Columns: dataset, corner (0, 1, 2), x, y (`functions.planes`), label, row, column, channel, value (0 to 255).
     """
     from resjax.data import batches, dataset
-    from resjax.probes import planes, surface
+    from resjax.probes.functions import planes, surface
     from resjax.training.probing import evenly
 
     rows = []

@@ -121,7 +121,7 @@ def effective_degree(energy: pd.DataFrame, share: float = HOLDS) -> pd.Series:
     nearly 1, its degree. It is nan where an energy is.
 
     Args:
-      energy: rows of `resjax.probes.degree` of one path, with KEYS.
+      energy: rows of `resjax.probes.functions.degree` of one path, with KEYS.
       share: in (0, 1).
     """
     by_net = energy.pivot_table(index=KEYS, columns="k", values="energy", dropna=False, sort=False).sort_index(axis=1)
@@ -219,7 +219,7 @@ def equivalence(outputs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """`distances.distances` between all pairs of nets on each kind of inputs, with dataset, arm and inputs.
 
     Args:
-      outputs: inputs -> rows of `resjax.probes.outputs`.
+      outputs: inputs -> rows of `resjax.probes.functions.outputs`.
     """
     found = []
     for inputs, of_inputs in outputs.items():
@@ -240,5 +240,5 @@ def alignments(alignment: pd.DataFrame) -> pd.DataFrame:
 
 
 def planes(plane: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `resjax.probes.surface.plane`, with dataset, arm and merge."""
+    """The rows of `resjax.probes.functions.surface.plane`, with dataset, arm and merge."""
     return labelled(plane)[[*CELL, "merge", "x", "y", "label", "margin"]]

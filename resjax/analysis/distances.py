@@ -28,7 +28,7 @@ def pair_distances(outputs: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The distances between all pairs of nets: name in METRICS -> a square table over (merge, seed).
 
     Args:
-      outputs: rows of `resjax.probes.outputs`, with merge and seed, of the same images for every net. A net with a
+      outputs: rows of `functions.outputs`, with merge and seed, of the same images for every net. A net with a
         probability that is not finite is left out.
     """
     classes = [column for column in outputs if column[0] == "p" and column[1:].isdigit()]

@@ -43,7 +43,7 @@ def _serve(run_dirs: list[str], port: int, *, browser: bool) -> int:
             raise
         raise ConfigError("the explorer needs Bokeh; install it with: pip install '.[explore]'") from None
     from resjax.explore import model, page  # after the flags: a bad one need not wait for JAX
-    from resjax.training import startup
+    from resjax.runtime import startup
 
     if not 0 < port < 2**16:
         raise ConfigError(f"--port={port}: choose one from 1 to 65535")

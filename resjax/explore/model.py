@@ -20,10 +20,10 @@ from resjax.config import ConfigError
 from resjax.data import batches
 from resjax.data.dataset import Dataset, Split
 from resjax.models.merges import Merge
-from resjax.probes.function import logits
-from resjax.probes.gate_points import apply_with_gates
-from resjax.probes.masks import factor, mask
-from resjax.probes.planes import Plane
+from resjax.probes.functions.function import logits
+from resjax.probes.functions.planes import Plane
+from resjax.probes.gates.gate_points import apply_with_gates
+from resjax.probes.gates.masks import factor, mask
 from resjax.training import rundir, trained
 
 POINTS = 81  # of a side of the grid over a plane
@@ -100,7 +100,7 @@ class Look(NamedTuple):
 
     Attributes:
       logits_K: its answer.
-      masks: merge point -> [H, W] (`resjax.probes.masks`); empty if the net has no maps.
+      masks: merge point -> [H, W] (`resjax.probes.gates.masks`); empty if the net has no maps.
       gates: a row per merge point: block, and mean, low and high (the quantiles LOW and HIGH) of what
         `masks.factor` says the other path is multiplied by, over its positions and channels.
     """

@@ -16,7 +16,7 @@ from resjax.config import ConfigError
 from resjax.explore import drawing, model
 from resjax.explore.panels import LETTERS, GatePanel, ImagePanel, LogitPanel, MaskPanel, PlanePanel
 from resjax.models.merges import Merge
-from resjax.probes import planes
+from resjax.probes.functions import planes
 
 LEFT = 220  # width of the choosers
 TITLE = "resjax: the plane through three images"

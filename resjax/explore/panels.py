@@ -11,7 +11,7 @@ from bokeh.plotting import figure
 from resjax.explore import drawing
 from resjax.explore.model import Regions, seats, softmax
 from resjax.models.merges import Merge
-from resjax.probes.planes import Plane
+from resjax.probes.functions.planes import Plane
 
 LETTERS = "ABC"
 BARS = 10  # classes at the point

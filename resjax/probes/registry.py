@@ -11,23 +11,23 @@ from functools import partial
 
 import pandas as pd
 
-from resjax.probes.alignment import alignment
-from resjax.probes.curvature import curvature, density
-from resjax.probes.degree import degree
-from resjax.probes.features import dimension
-from resjax.probes.gradients import gradients
-from resjax.probes.lesion import lesion
-from resjax.probes.lines import lines, mixing
-from resjax.probes.masks import masks
-from resjax.probes.outputs import outputs
-from resjax.probes.path_lengths import path_lengths
-from resjax.probes.propagation import propagation
-from resjax.probes.saturation import saturation
-from resjax.probes.sharpness import sharpness
-from resjax.probes.slices import interpolation, loss_surface
+from resjax.probes.blocks.lesion import lesion
+from resjax.probes.blocks.path_lengths import path_lengths
+from resjax.probes.blocks.propagation import propagation
+from resjax.probes.functions.alignment import alignment
+from resjax.probes.functions.degree import degree
+from resjax.probes.functions.features import dimension
+from resjax.probes.functions.lines import lines, mixing
+from resjax.probes.functions.outputs import outputs
+from resjax.probes.functions.surface import plane, smoothness
+from resjax.probes.functions.symmetry import symmetry
+from resjax.probes.gates.masks import masks
+from resjax.probes.gates.saturation import saturation
+from resjax.probes.loss.curvature import curvature, density
+from resjax.probes.loss.gradients import gradients
+from resjax.probes.loss.sharpness import sharpness
+from resjax.probes.loss.slices import interpolation, loss_surface
 from resjax.probes.subject import Subject
-from resjax.probes.surface import plane, smoothness
-from resjax.probes.symmetry import symmetry
 
 # (seed -> replica, options of the probe) -> a tidy table with the column `seed`.
 Probe = Callable[..., pd.DataFrame]

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from resjax.sweep.launchers import Event
+from resjax.sweep.jobs import Event
 
 # Rows of each state, so that the table of hundreds of jobs fits a terminal of 24 lines.
 ROWS = {"running": 7, "failed": 7, "done": 4}

@@ -14,9 +14,9 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from resjax.config import ConfigError
-from resjax.sweep.launchers import Event, Job
+from resjax.runtime.interrupt import Interrupted, StopSignals
+from resjax.sweep.jobs import Event, Job
 from resjax.sweep.submitted import Submitted, run
-from resjax.training.interrupt import Interrupted, StopSignals
 
 DAY = 24 * 60  # minutes
 POLL_SECONDS = 0.5

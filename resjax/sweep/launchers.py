@@ -1,41 +1,14 @@
-"""Where the jobs of a study run: one after the other here, in processes beside this one, or on a cluster.
-
-A launcher is a function of jobs (label -> a call without arguments, module-level or a partial of such) that yields
-what becomes of each: running, then done or failed. A job leaves its result in files; a failing one does not stop the
-others.
-"""
+"""Where the jobs of a study run: one after the other here, in processes beside this one, or on a cluster."""
 
 import argparse
-import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from multiprocessing import get_context
 
 from resjax.config import ConfigError
-
-
-@dataclass(frozen=True)
-class Event:
-    """What became of a job.
-
-    Attributes:
-      label: its name.
-      state: running, done or failed.
-      reason: why it failed, in one line.
-      error: what it raised, unless that was on a cluster, from where only the line comes back.
-    """
-
-    label: str
-    state: str
-    reason: str = ""
-    error: Exception | None = None
-
-
-Job = Callable[[], object]
-Launcher = Callable[[Mapping[str, Job]], Iterator[Event]]
+from resjax.sweep.jobs import Event, Job, Launcher, ended
 
 
 def add_flags(p: argparse.ArgumentParser) -> None:
@@ -75,7 +48,7 @@ def in_this_process(jobs: Mapping[str, Job]) -> Iterator[Event]:
             error = None
         except Exception as raised:  # one of many: name it, and go on
             error = raised
-        yield _ended(label, error)
+        yield ended(label, error)
 
 
 def in_processes(jobs: Mapping[str, Job], processes: int) -> Iterator[Event]:
@@ -84,7 +57,7 @@ def in_processes(jobs: Mapping[str, Job], processes: int) -> Iterator[Event]:
     if processes < 2:
         yield from in_this_process(jobs)
         return
-    from resjax.training.startup import cores
+    from resjax.runtime.startup import cores
 
     # Several processes whose linear algebra uses all cores each would take many times as long.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, cores() // processes)))
@@ -97,21 +70,6 @@ def in_processes(jobs: Mapping[str, Job], processes: int) -> Iterator[Event]:
                 try:
                     running[executor.submit(waiting.pop(label))] = label
                 except BrokenProcessPool as error:  # one of the processes was killed, and took the others with it
-                    yield _ended(label, error)
+                    yield ended(label, error)
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                yield _ended(running.pop(future), future.exception())
-
-
-def _ended(label: str, error: Exception | None) -> Event:
-    if error is None:
-        return Event(label, "done")
-    return Event(label, "failed", reason(label, error), error)
-
-
-def reason(label: str, error: Exception) -> str:
-    """Why a job failed, in one line; where it did goes to the log, unless the line says it all."""
-    line = " ".join(str(error).split())
-    if isinstance(error, ConfigError):
-        return line
-    logging.getLogger(__name__).error("%s failed", label, exc_info=error)
-    return f"{type(error).__name__}: {line}"
+                yield ended(running.pop(future), future.exception())

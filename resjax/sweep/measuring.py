@@ -16,6 +16,7 @@ from rich.console import Console
 from resjax.analysis import tables
 from resjax.sweep import code, launchers
 from resjax.sweep.board import Board
+from resjax.sweep.jobs import Launcher
 from resjax.training import rundir
 
 # (config, workdir, **options) -> table name -> rows; module-level, for other processes find it by its name.
@@ -36,7 +37,7 @@ class Measured(NamedTuple):
     now: bool
 
 
-def over_cores(launcher: launchers.Launcher, *, small: bool, processes: int | None = None) -> launchers.Launcher:
+def over_cores(launcher: Launcher, *, small: bool, processes: int | None = None) -> Launcher:
     """The launcher of measurements, which unlike trainings don't use all cores: several processes on this machine.
 
     Args:
@@ -53,7 +54,7 @@ def workers() -> int:
     """One process per core, but one alone on an accelerator."""
     import jax
 
-    from resjax.training.startup import cores
+    from resjax.runtime.startup import cores
 
     return cores() if jax.default_backend() == "cpu" else 1
 
@@ -64,7 +65,7 @@ def measure_all(
     name: str,
     workdir: str,
     console: Console,
-    launcher: launchers.Launcher,
+    launcher: Launcher,
 ) -> dict[str, Measured]:
     """What `measure` says of every run, by label; a run that fails is named and left out, and the others go on.
 

@@ -15,6 +15,7 @@ from resjax.analysis import tables
 from resjax.config import ConfigError
 from resjax.sweep import launchers
 from resjax.sweep.board import Board
+from resjax.sweep.jobs import Event, Launcher, reason
 from resjax.training import rundir
 
 Train = Callable[[ConfigDict, str | os.PathLike], Path]
@@ -44,7 +45,7 @@ class Outcome:
         return "; ".join(dict.fromkeys(filter(None, self.table["reason"])))
 
 
-def trainer(launcher: launchers.Launcher, config: ConfigDict, register: Callable[[], None] | None = None) -> Train:
+def trainer(launcher: Launcher, config: ConfigDict, register: Callable[[], None] | None = None) -> Train:
     """The real one. JAX starts here, for runs of `config`, or in each job if these are other processes.
 
     `register` registers the study's own merges, where nets are trained; module-level, for jobs find it by its name.
@@ -54,7 +55,8 @@ def trainer(launcher: launchers.Launcher, config: ConfigDict, register: Callable
 
         jax.config.update("jax_platforms", "cpu")  # of this process: the accelerators are the jobs'
         return partial(_start_and_train, register=register)
-    from resjax.training import loop, startup
+    from resjax.runtime import startup
+    from resjax.training import loop
 
     startup.start(config)
     if register:
@@ -63,7 +65,8 @@ def trainer(launcher: launchers.Launcher, config: ConfigDict, register: Callable
 
 
 def _start_and_train(config: ConfigDict, workdir: str | os.PathLike, register: Callable[[], None] | None) -> Path:
-    from resjax.training import loop, startup
+    from resjax.runtime import startup
+    from resjax.training import loop
 
     startup.start(config)
     if register:
@@ -76,7 +79,7 @@ def run(
     train: Train,
     workdir: str,
     console: Console,
-    launcher: launchers.Launcher = launchers.in_this_process,
+    launcher: Launcher = launchers.in_this_process,
 ) -> list[Outcome]:
     """Trains, continues or reuses the cells (label -> config); a failing cell does not stop the others.
 
@@ -98,7 +101,7 @@ def run(
         def ended(label: str, outcome: Outcome, past: str = "") -> None:
             outcomes[label] = outcome
             state, words = ("done", [past, _accuracy(outcome.table)]) if outcome.run_dir else ("failed", [])
-            board.show(launchers.Event(label, state, outcome.reason), ", ".join(filter(None, words)))
+            board.show(Event(label, state, outcome.reason), ", ".join(filter(None, words)))
 
         for label in finished:
             ended(label, _finished(label, cells[label], paths[label], trained=False), "finished before")
@@ -122,7 +125,7 @@ def _finished(label: str, c: ConfigDict, run_dir: Path, trained: bool) -> Outcom
         table["reason"] = words.where(table["status"] == "diverged", "")
         return Outcome(label, c, run_dir, table, trained)
     except Exception as error:  # its files can't be read
-        return _failed(label, c, launchers.reason(label, error))
+        return _failed(label, c, reason(label, error))
 
 
 def _failed(label: str, c: ConfigDict, reason: str) -> Outcome:

@@ -18,9 +18,10 @@ from rich.console import Console
 
 from resjax.analysis import plots, tables
 from resjax.config import ConfigError
+from resjax.runtime import interrupt
 from resjax.sweep import flags, launchers, measuring, runs
 from resjax.sweep.board import duration
-from resjax.training import interrupt
+from resjax.sweep.jobs import Launcher
 
 Looks = Mapping[str, Mapping[str, Any]]
 
@@ -48,7 +49,7 @@ class Study:
     trainer: runs.Train | None = None
     measurement: measuring.Measure | None = None
     console: Console = field(default_factory=Console)
-    launcher: launchers.Launcher = launchers.in_this_process
+    launcher: Launcher = launchers.in_this_process
     outcomes: list[runs.Outcome] = field(default_factory=list)
     looks: dict[str, pd.DataFrame] = field(default_factory=dict)
     missing: int = 0

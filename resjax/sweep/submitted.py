@@ -6,8 +6,8 @@ import sys
 import time
 from collections.abc import Iterator
 
-from resjax.sweep.launchers import Event, Job, reason
-from resjax.training.interrupt import SIGNALS, Interrupted
+from resjax.runtime.interrupt import SIGNALS, Interrupted
+from resjax.sweep.jobs import Event, Job, reason
 
 REFRESH_SECONDS = 30  # between two questions to SLURM; submitit alone asks every ten minutes
 RESULT_SECONDS = 15  # until a file that was written on another host must have come

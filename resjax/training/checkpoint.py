@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from resjax.config import ConfigError
-from resjax.training import hosts
+from resjax.runtime import hosts
 
 SEAL = "SEAL.json"
 UNSEALED = ".unsealed"  # a file beside a checkpoint that is being written

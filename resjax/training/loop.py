@@ -26,13 +26,14 @@ from resjax.data import batches
 from resjax.data.dataset import Dataset, Split, load
 from resjax.models import build
 from resjax.models.transformer import check_images
-from resjax.training import history, hosts, optim, rundir, startup, step
+from resjax.runtime import hosts, startup
+from resjax.runtime.interrupt import Interrupted, StopSignals
+from resjax.runtime.pace import Pace
+from resjax.runtime.progress import TrainingProgress
+from resjax.training import history, optim, rundir, step
 from resjax.training.checkpoint import Checkpoints
-from resjax.training.interrupt import Interrupted, StopSignals
 from resjax.training.mesh import BATCH_AXIS, Replicas
-from resjax.training.pace import Pace
 from resjax.training.probing import Probing
-from resjax.training.progress import TrainingProgress
 from resjax.training.scores import over_replicas, scores
 
 EVALUATED_AT_ONCE = 512  # examples

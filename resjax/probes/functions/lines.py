@@ -1,13 +1,13 @@
 """The learned function between two images of different classes: regions, borders, detours, bends, and mixtures.
 
-The g and p are those of `resjax.probes.function`; a line is x_t = (1 - t) a + t b for t in [0, 1], in equal steps.
+The g and p are those of `functions.function`; a line is x_t = (1 - t) a + t b for t in [0, 1], in equal steps.
 """
 
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from resjax.probes.function import Function, groups, labels, probabilities
+from resjax.probes.functions.function import Function, groups, labels, probabilities
 from resjax.probes.subject import Subject
 
 

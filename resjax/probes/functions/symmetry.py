@@ -9,8 +9,8 @@ import pandas as pd
 from jax import lax
 
 from resjax.models.transformer import check_images
-from resjax.probes.function import labels, logits
-from resjax.probes.objective import CHUNK
+from resjax.probes.functions.function import labels, logits
+from resjax.probes.loss.objective import CHUNK
 from resjax.probes.subject import Subject
 
 TRANSFORMATIONS = {  # name -> amounts and their unit

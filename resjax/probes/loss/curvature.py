@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 from jax import lax
 
-from resjax.probes.objective import Objective
+from resjax.probes.loss.objective import Objective
 from resjax.probes.subject import Subject
 
 EPS = 1e-3  # of the spectral radius: an eigenvalue is negative where it is below -EPS * radius

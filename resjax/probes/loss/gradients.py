@@ -18,7 +18,7 @@ import pandas as pd
 from flax.traverse_util import flatten_dict
 from jax import lax
 
-from resjax.probes.merge_points import apply_with_points
+from resjax.probes.blocks.merge_points import apply_with_points
 from resjax.probes.subject import Subject
 
 SAMPLES = 32  # whose gradients are taken one by one: as many backward passes with batches of one

@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 from scipy.fft import dct
 
-from resjax.probes import planes
-from resjax.probes.function import Function, groups, labels
-from resjax.probes.lines import mixed
+from resjax.probes.functions import planes
+from resjax.probes.functions.function import Function, groups, labels
+from resjax.probes.functions.lines import mixed
 from resjax.probes.subject import Subject
 
 
 def degree(at: Subject, *, count: int = 64, nodes: int = 64) -> pd.DataFrame:
-    """The energy of g (`resjax.probes.function`) by degree, over lines and classes together.
+    """The energy of g (`resjax.probes.functions.function`) by degree, over lines and classes together.
 
     Columns:
       path: "line", between two images of different classes, or "circle", through three.

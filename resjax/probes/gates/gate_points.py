@@ -10,7 +10,7 @@ import jax
 
 from resjax.config import ConfigError
 from resjax.models.merges import Merge
-from resjax.probes.merge_points import Call, apply_with_points, as_it_is
+from resjax.probes.blocks.merge_points import Call, apply_with_points, as_it_is
 
 
 class Around(NamedTuple):

@@ -11,7 +11,7 @@ import pandas as pd
 
 from resjax.config import ConfigError
 from resjax.models.merges import Merge
-from resjax.probes.gate_points import Around, apply_with_gates
+from resjax.probes.gates.gate_points import Around, apply_with_gates
 from resjax.probes.subject import Subject
 
 
@@ -19,7 +19,7 @@ def masks(at: Subject) -> pd.DataFrame:
     """A row per merge point, image and position of its feature map.
 
     Columns:
-      block: name of the merge point (`resjax.probes.merge_points`).
+      block: name of the merge point (`resjax.probes.blocks.merge_points`).
       image: index into the images.
       row, column: of the position, from 0.
       mask: what the other path is multiplied by there: the mean over channels of the gate (of f or m where there are

@@ -22,8 +22,8 @@ import numpy as np
 import pandas as pd
 from jax import lax
 
-from resjax.probes.lesion import subsets
-from resjax.probes.merge_points import Call, apply_with_points
+from resjax.probes.blocks.lesion import subsets
+from resjax.probes.blocks.merge_points import Call, apply_with_points
 
 
 def path_lengths(

@@ -20,7 +20,7 @@ import pandas as pd
 from jax import lax
 from scipy.stats import kendalltau
 
-from resjax.probes.merge_points import Call, Point, apply_with_points, as_it_is
+from resjax.probes.blocks.merge_points import Call, Point, apply_with_points, as_it_is
 
 REMOVALS = ("delete", "identity", "mean")  # what a mask says of a block: 0 that it is intact, i that it has the i-th
 

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import pandas as pd
 from jax import lax
 
-from resjax.probes.curvature import krylov
-from resjax.probes.objective import Objective
+from resjax.probes.loss.curvature import krylov
+from resjax.probes.loss.objective import Objective
 from resjax.probes.subject import Subject
 
 
@@ -58,7 +58,7 @@ def sharpness(
       box: 100 * (max L(w + d) - L) / (1 + L) over the box |d_i| <= radius * (|w_i| + 1), in percent.
       sam: max L(w + d) - L over ||d|| <= radius.
       asam: the same over ||d/w|| <= radius, with elementwise division.
-      lambda_max, trace: of the Hessian (`resjax.probes.curvature`), nan without one.
+      lambda_max, trace: of the Hessian (`resjax.probes.loss.curvature`), nan without one.
 
     Args:
       at: a replica.

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import pandas as pd
 
-from resjax.probes.merge_points import Point, apply_with_points, as_it_is
+from resjax.probes.blocks.merge_points import Point, apply_with_points, as_it_is
 
 
 def propagation(
@@ -23,7 +23,7 @@ def propagation(
     """A row per merge point, in the order of execution.
 
     Columns:
-      block: its name, as in `resjax.probes.merge_points`.
+      block: its name, as in `resjax.probes.blocks.merge_points`.
       stage: 1, 2, ...; a new one begins where z changes its shape.
       mean, power, kurtosis: E z, E z^2, E z^4 / (E z^2)^2, over units and samples.
       log_norm_mean, log_norm_std: of the natural logarithm of ||z_sample||, over samples whose z is not 0.

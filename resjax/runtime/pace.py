@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 
-from resjax.training import hosts
+from resjax.runtime import hosts
 
 SECONDS = 2.0  # of one call
 

@@ -9,8 +9,8 @@ import pandas as pd
 
 from resjax.config import ConfigError
 from resjax.models.transformer import SCALE
+from resjax.probes.functions.symmetry import senses, transformed
 from resjax.probes.subject import Subject
-from resjax.probes.symmetry import senses, transformed
 
 AMOUNTS = {"rotation": (-20, -10, 0, 10, 20), "shift": (-1, -0.5, 0, 0.5, 1), "scale": (0.8, 0.9, 1, 1.1, 1.25)}
 

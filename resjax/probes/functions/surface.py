@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from resjax.probes import planes
-from resjax.probes.function import Function, groups, labels, probabilities, sharpness
+from resjax.probes.functions import planes
+from resjax.probes.functions.function import Function, groups, labels, probabilities, sharpness
 from resjax.probes.subject import Subject
 
 
@@ -18,7 +18,7 @@ def smoothness(at: Subject) -> pd.DataFrame:
     Columns:
       image: its position among the images.
       jacobian: Frobenius norm of the Jacobian of the class probabilities by the normalised pixels, the sensitivity of
-        Novak et al. (2018, 1802.08760), at the temperature of `resjax.probes.function`.
+        Novak et al. (2018, 1802.08760), at the temperature of `resjax.probes.functions.function`.
       jacobian_logits: that of g, which does not vanish where a net is sure.
     """
     scale = Function.of(at).scale

@@ -18,8 +18,8 @@ from flax.traverse_util import flatten_dict
 
 from resjax.models.merges import Gate, Merge
 from resjax.models.parameters import is_gate
-from resjax.probes.gate_points import Around, apply_with_gates
-from resjax.probes.merge_points import Call
+from resjax.probes.blocks.merge_points import Call
+from resjax.probes.gates.gate_points import Around, apply_with_gates
 from resjax.probes.subject import Subject
 
 SATURATED = 0.05  # of the range; of a logistic: |logit| > 2.94
@@ -35,7 +35,7 @@ def saturation(at: Subject) -> pd.DataFrame:
     gate: one channel at one position, or fewer where the gate is shared.
 
     Columns:
-      block: name of the merge point (`resjax.probes.merge_points`).
+      block: name of the merge point (`resjax.probes.blocks.merge_points`).
       gate: what it is made of, "s", "f" or "m", or the name of a factor: a gate that is a product of logistics has a
         row for each of these instead of its own, for it is near 0 where none of them is; "" if the merge has none.
       mean, std: of its values, over units and samples.

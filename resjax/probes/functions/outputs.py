@@ -6,8 +6,8 @@ import pandas as pd
 
 from resjax.config import ConfigError
 from resjax.data.subsets import stream
-from resjax.probes.function import groups, labels, logits
-from resjax.probes.lines import mixed
+from resjax.probes.functions.function import groups, labels, logits
+from resjax.probes.functions.lines import mixed
 from resjax.probes.subject import Subject
 
 INPUTS = ("data", "mixes", "noise")

@@ -12,7 +12,7 @@ from jax import lax
 from scipy.special import softmax
 
 from resjax.data.subsets import stream
-from resjax.probes.objective import CHUNK
+from resjax.probes.loss.objective import CHUNK
 from resjax.probes.subject import Subject
 
 SURE = 0.99

@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from resjax import config as config_lib
-from resjax.training import hosts
+from resjax.runtime import hosts
 
 
 def start(config: ConfigDict, distributed: str = "") -> None:

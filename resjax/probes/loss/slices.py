@@ -16,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 
 from resjax.config import ConfigError
 from resjax.models.frozen import calibrated
-from resjax.probes.objective import Objective
+from resjax.probes.loss.objective import Objective
 from resjax.probes.subject import Subject
 
 
