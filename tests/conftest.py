@@ -10,12 +10,19 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")  # no silent broadcast over ranks
-jax.config.update("jax_debug_key_reuse", True)  # no random key used twice
 
-_CACHE = tempfile.TemporaryDirectory()
-os.environ["XDG_CACHE_HOME"] = _CACHE.name  # also of the programs that tests start
-jax.config.update("jax_compilation_cache_dir", f"{_CACHE.name}/compiled")
+if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers share the cache of the process that starts them
+    _CACHE = tempfile.TemporaryDirectory()
+    os.environ["XDG_CACHE_HOME"] = _CACHE.name  # also of the programs that tests start
+jax.config.update("jax_compilation_cache_dir", f"{os.environ['XDG_CACHE_HOME']}/compiled")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture
+def each_key_once():
+    """No random key is used twice; checking it makes every call of a compiled function slower."""
+    with jax.debug_key_reuse(True):
+        yield
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ from resjax import config as base
 from resjax.config import ConfigError
 from resjax.data import batches
 
+pytestmark = pytest.mark.usefixtures("each_key_once")
+
 N, H, W, C, K, B = 24, 6, 5, 3, 4, 8
 MEAN, STD = np.float32([0.4, 0.5, 0.6]), np.float32([0.2, 0.3, 0.25])
 IMAGES = np.random.default_rng(0).integers(0, 256, (N, H, W, C), dtype=np.uint8)

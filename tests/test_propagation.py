@@ -20,6 +20,8 @@ from resjax.probes.blocks.propagation import propagation
 from resjax.theory.laws import gaussian
 from resjax.theory.signal import blocks
 
+pytestmark = pytest.mark.usefixtures("each_key_once")
+
 SIGNAL = ["mean", "power", "kurtosis", "log_norm_mean", "log_norm_std", "typical", "alive", "dead_units"]
 
 

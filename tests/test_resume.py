@@ -62,7 +62,7 @@ def interrupted(tmp_path, monkeypatch):
     return rundir.path_of(tiny(**CONFIG), tmp_path)
 
 
-def test_six_deaths_change_no_bit(tmp_path):
+def test_four_deaths_change_no_bit(tmp_path):
     def run(kills):
         command = [sys.executable, Path(__file__).with_name("killing.py"), tmp_path / str(kills), str(kills), "4"]
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
@@ -70,9 +70,9 @@ def test_six_deaths_change_no_bit(tmp_path):
 
     unbroken, codes = run(0)
     assert codes == [0]
-    killed, codes = run(6)
+    killed, codes = run(4)
     assert codes.pop() == 0 and set(codes) <= {-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM}
-    assert codes.count(-signal.SIGKILL) >= 2 and codes.count(128 + signal.SIGTERM) >= 2
+    assert -signal.SIGKILL in codes and 128 + signal.SIGTERM in codes
     check_same(killed, unbroken)
 
 

@@ -17,6 +17,8 @@ from resjax.data.dataset import load
 from resjax.models.merges import MERGES
 from resjax.training import history, loop, mesh, scores, step
 
+pytestmark = pytest.mark.usefixtures("each_key_once")
+
 
 def tiny(**changes):
     config = config_lib.base()
@@ -140,7 +142,7 @@ def test_every_merge_trains(merge):
     batch = dataset.train.take(np.arange(32))
     x = batches.normalize(jnp.asarray(batch.images_NxHxWxC), task.mean_C, task.std_C)
     targets, losses = jax.nn.one_hot(batch.labels_N, 10), []
-    for _ in range(3):  # not compiled: for most operations, the one of the merge before serves
+    for _ in range(2):  # not compiled: for most operations, the one of the merge before serves
         state, sums = step.train_step(task, state, x, targets)
         losses.append(sums.loss)
     assert (np.diff(losses) < 0).all()

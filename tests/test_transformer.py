@@ -23,6 +23,8 @@ from resjax.ntk.empirical import empirical_ntk
 from resjax.probes.blocks.propagation import propagation
 from resjax.training import loop, step
 
+pytestmark = pytest.mark.usefixtures("each_key_once")
+
 IDENTITY = np.eye(2, 3)
 compiled = jax.jit(resample)
 
