@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments.paper import claims, redraw
-from experiments.paper.questions import STUDIES, commands, questions, studies
+from experiments.paper.questions import commands, questions, studies
 from experiments.paper.run import LAUNCHING, _parser
 from experiments.paper.run import commands as command_lines
 from resjax.analysis import tables
@@ -51,8 +51,9 @@ def test_every_number_of_the_text_is_in_the_manifest_with_its_origin():
 
 def test_every_study_has_a_small_version_draws_and_answers_a_question():
     for name in studies():
-        assert {"MODULE", "SMOKE", "main", "draw"} <= set(names(STUDIES / name / "study.py")), name
-        assert (STUDIES / name / "__main__.py").exists() and (STUDIES / name / "README.md").exists(), name
+        folder = ROOT / "experiments" / name
+        assert {"MODULE", "SMOKE", "main", "draw"} <= set(names(folder / "study.py")), name
+        assert (folder / "__main__.py").exists() and (folder / "README.md").exists(), name
     assert set(studies()) == set(commands()) == {q.study for q in questions().values() if q.study}
 
 

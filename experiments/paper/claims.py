@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from experiments.paper import questions
 from resjax.analysis import tables
 from resjax.config import ConfigError
 
 ROOT = Path(__file__).parents[2]
 CLAIMS = ROOT / "results" / "claims.toml"
-PAGES = (ROOT / "docs" / "experiments.md", *sorted((ROOT / "experiments").glob("*/README.md")))
+PAGES = (ROOT / "docs" / "experiments.md", *questions.pages())
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
 ANSWER = re.compile(r"^> \*\*(Q\d+)\.\*\* (.*(?:\n> .*)*)", re.M)
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+import experiments
 from experiments.paper.excerpt import Excerpt
 
-STUDIES = Path(__file__).parents[1]
+FOLDERS = [Path(folder) for folder in experiments.__path__]
 
 
 class Question(NamedTuple):
@@ -47,9 +48,14 @@ WITHOUT_STUDY = {
 }
 
 
-def studies(root: Path = STUDIES) -> list[str]:
-    """The names of the studies below `root`."""
-    return sorted(path.parent.name for path in root.glob("*/study.py"))
+def studies() -> list[str]:
+    """The names of the studies."""
+    return sorted({path.parent.name for folder in FOLDERS for path in folder.glob("*/study.py")})
+
+
+def pages() -> list[Path]:
+    """The pages of the studies, which have the answers."""
+    return sorted({path for folder in FOLDERS for path in folder.glob("*/README.md")})
 
 
 def questions() -> dict[str, Question]:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-from experiments.paper import claims
+from experiments.paper import claims, questions
 from resjax.analysis import tables
 from resjax.config import ConfigError
 
@@ -61,7 +61,7 @@ class Run:
 
     def draw(self) -> list[Path]:
         """Draws its figures and pages; their paths. Raises ConfigError if it can't."""
-        if not (Path(__file__).parents[1] / self.study / "study.py").exists():
+        if self.study not in questions.studies():
             raise ConfigError(f"no study {self.study!r}")
         try:
             return importlib.import_module(f"experiments.{self.study}.study").draw(self.out)

@@ -1,0 +1,51 @@
+"""The study of CONTRIBUTING.md, built in a folder of its own: it runs, and all that lists studies finds it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from resjax.analysis import tables
+
+ROOT = Path(__file__).parents[1]
+FILE = re.compile(r"^`(experiments/moved/[\w.]+)` .*?^```\w+\n(.*?)^```$", re.M | re.S)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """With the files of the page; `experiments` is a namespace, of which this is a second part."""
+    folder = tmp_path_factory.mktemp("contributing")
+    for name, text in FILE.findall((ROOT / "CONTRIBUTING.md").read_text()):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert len(list((folder / "experiments/moved").iterdir())) == 5
+    return folder
+
+
+def python(folder, *words):
+    environment = os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+    command = [sys.executable, *words]
+    return subprocess.run(command, check=True, cwd=folder, env=environment, capture_output=True, text=True).stdout
+
+
+def test_it_runs(folder):
+    said = python(folder, "-m", "experiments.moved", "--smoke")
+    assert "moves farthest" in said and (folder / "results/moved_smoke.png").exists()
+    rows = tables.read_csv(folder / "results/moved_smoke.csv")
+    assert len(rows) == 4 and (rows["moved"] > 0).all()
+    header = tables.read_header(folder / "results/moved_smoke.csv")
+    assert "2 of 2 measurements made" in header["wall time"] and "moves farthest" in header["verdict"]
+
+
+def test_it_is_found(folder):
+    assert "Q99: How far does training move the weights?" in python(folder, "-m", "experiments")
+    code = (
+        "from experiments.paper import claims, questions; print(claims.answers()['Q99'], questions.commands()['moved'])"
+    )
+    assert python(folder, "-c", code) == "Not measured. ('',)\n"
+    smoke = ["make", "-n", "-C", folder, "-f", ROOT / "Makefile", "smoke"]
+    assert "experiments.moved --smoke" in subprocess.run(smoke, check=True, capture_output=True, text=True).stdout
