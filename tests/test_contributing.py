@@ -43,9 +43,9 @@ def test_it_runs(folder):
 
 def test_it_is_found(folder):
     assert "Q99: How far does training move the weights?" in python(folder, "-m", "experiments")
-    code = (
-        "from experiments.paper import claims, questions; print(claims.answers()['Q99'], questions.commands()['moved'])"
-    )
+    code = "from experiments.paper import claims, questions as q; print(claims.answers()['Q99'], q.commands()['moved'])"
     assert python(folder, "-c", code) == "Not measured. ('',)\n"
+    for name in ("requirements.txt", "pyproject.toml"):  # what the Makefile's set-up depends on
+        (folder / name).touch()
     smoke = ["make", "-n", "-C", folder, "-f", ROOT / "Makefile", "smoke"]
     assert "experiments.moved --smoke" in subprocess.run(smoke, check=True, capture_output=True, text=True).stdout
