@@ -18,7 +18,7 @@ import sys
 
 from ml_collections import ConfigDict
 
-from resjax import command_line
+from resjax import command_line, records
 from resjax.config import ConfigError
 from resjax.runtime.interrupt import exit_code
 
@@ -60,7 +60,7 @@ def _run(config: ConfigDict, workdir: str) -> int:
     loop.train(config, workdir)
     diverged = hosts.on_first(lambda: rundir.read_status(path))["diverged"]
     if hosts.is_first():
-        if not (path / "curves.png").exists():
+        if not (path / records.CURVES).exists():
             plots.curves(path)
         drawn = list(probe_figures.of_run(path))
         report.print_run(path)
@@ -70,7 +70,7 @@ def _run(config: ConfigDict, workdir: str) -> int:
             print(f"this run was finished before: nothing was done{hint}")
         for seed, reason in diverged.items():
             print(f"seed {seed} diverged: {reason}", file=sys.stderr)
-        print(path / "curves.png", *drawn, path, sep="\n")
+        print(path / records.CURVES, *drawn, path, sep="\n")
     return 1 if diverged else 0
 
 

@@ -11,14 +11,14 @@ from experiments.paper import claims, redraw
 from experiments.paper.questions import commands, questions, studies
 from experiments.paper.run import LAUNCHING, _parser
 from experiments.paper.run import commands as command_lines
-from resjax.analysis import tables
+from resjax import records
 from resjax.sweep.flags import recorded
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 EVERYTHING = redraw.runs(RESULTS)
 RUNS = [run for run in EVERYTHING if not run.smoke]
-MANIFEST = tables.read_json(RESULTS / redraw.MANIFEST)
+MANIFEST = records.read_json(RESULTS / redraw.MANIFEST)
 
 
 def names(path):

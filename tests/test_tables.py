@@ -8,6 +8,7 @@ import pytest
 from fake_runs import a_config, write_run
 
 from resjax import config as config_lib
+from resjax import records
 from resjax.analysis import tables
 
 
@@ -151,7 +152,7 @@ def test_csv_round_trip_below_its_header(tmp_path):
 def test_a_failing_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("old")
-    with pytest.raises(RuntimeError), tables.replacing(path) as temporary:
+    with pytest.raises(RuntimeError), records.replacing(path) as temporary:
         temporary.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1

@@ -12,7 +12,6 @@ docs/experiments.md that come from it, and the figures. Equal tables give equal 
 import argparse
 import hashlib
 import importlib
-import json
 import shlex
 import sys
 import time
@@ -23,6 +22,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from experiments.paper import claims, questions
+from resjax import records
 from resjax.analysis import tables
 from resjax.config import ConfigError
 
@@ -139,8 +139,7 @@ def redraw(results: Path) -> int:
             for path in kept:
                 print(f"{path}: left as it is: no table here has what it shows")
             manifest[run.out.relative_to(results).as_posix()] = entry(run, results, said, drawn, kept)
-    with tables.replacing(results / MANIFEST) as temporary:
-        temporary.write_text(json.dumps(manifest, indent=1) + "\n")
+    records.write_json(results / MANIFEST, manifest)
     print(f"{results / MANIFEST}: {len(manifest)} runs, {time.monotonic() - began:.0f} s")
     return failed
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
-from resjax.analysis import tables
+from resjax import records
 from resjax.config import ConfigError
 
 SHOWN = 0.72  # CSS pixels per pixel: figures of 200 dpi are a half larger than on paper
@@ -130,7 +130,7 @@ def write(path: str | os.PathLike, title: str, sections: Iterable[Section], head
         f"<body>\n<main>\n<header>\n<h1>{_text(title)}</h1>\n{_facts(header)}{_contents(sections)}</header>\n{body}"
         "</main>\n</body>\n</html>\n"
     )
-    with tables.replacing(path) as temporary:
+    with records.replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return Path(path)
 

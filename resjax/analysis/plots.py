@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from resjax import stats
+from resjax import records, stats
 from resjax.analysis import tables
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def curves(run_dir: str | os.PathLike) -> Path:
         lost = f", {len(diverged)} diverged" if diverged else ""
         n = course["seed"].nunique()
         figure.suptitle(f"{about['merge']} on {about['dataset']}, depth {about['depth']}, n = {n}{lost}")
-        return save(figure, run_dir / "curves.png")
+        return save(figure, run_dir / records.CURVES)
 
 
 def _course(axes: "Axes", rows: pd.DataFrame, metric: str, scale: float, diverged: set, look: dict) -> "Line2D":
@@ -259,7 +259,7 @@ def save(figure: "Figure", path: Path) -> Path:
     Neither says when and with what it was made, so that equal tables give equal files.
     """
     silent = {".png": ["Software"], ".pdf": ["Creator", "Producer", "CreationDate"]}[path.suffix]
-    with tables.replacing(path) as temporary:
+    with records.replacing(path) as temporary:
         figure.savefig(temporary, metadata=dict.fromkeys(silent))
     return path
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from resjax.analysis import tables
+from resjax import records
 
 _ROWS = {
     "OA": "overall accuracy (OA)",
@@ -22,7 +22,7 @@ _ROWS = {
 
 def print_run(run_dir: Path, console: Console | None = None) -> None:
     """Prints mean, standard deviation and 95 % CI over the replicas of a finished run."""
-    summary, config = tables.read_json(run_dir / "summary.json"), tables.read_json(run_dir / "config.json")
+    summary, config = records.read_json(run_dir / records.SUMMARY), records.read_json(run_dir / records.CONFIG)
     kept = [row for row in summary["per_seed"] if row["status"] != "diverged"]
     model = config["model"]
     title = (

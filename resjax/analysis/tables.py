@@ -10,18 +10,15 @@ Accuracies are fractions in [0, 1], losses are in nats (cross-entropy) or square
 """
 
 import io
-import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
-from resjax import stats
+from resjax import records, stats
 from resjax.config import ConfigError, completed, flat, hash8
 
 CONFIG_COLUMNS = {  # column -> config entry; `dataset` and `hash` come before and after them
@@ -63,10 +60,10 @@ def load(run_dir: str | os.PathLike) -> pd.DataFrame:
       ValueError: a file is missing or damaged; one line that names it.
     """
     run_dir = Path(run_dir)
-    path = run_dir / "metrics.jsonl"
+    path = run_dir / records.METRICS
     rows = []
-    for number, line in enumerate(_text(path).splitlines(), start=1):
-        row = _decoded(line, f"{path}, line {number}")
+    for number, line in enumerate(records.read_text(path).splitlines(), start=1):
+        row = records.decoded(line, f"{path}, line {number}")
         lacking = [k for k in ("epoch", "seed", "split", *COURSE_METRICS) if k not in row]
         if lacking:
             raise ConfigError(f"{path}, line {number}: no {', '.join(lacking)}")
@@ -88,9 +85,9 @@ def probed(run_dir: str | os.PathLike, name: str) -> pd.DataFrame:
     Raises:
       ValueError: there is none (config.probes), or a line is damaged; one line that names it.
     """
-    path = Path(run_dir) / f"probe_{name}.jsonl"
-    lines = _text(path).splitlines()
-    rows = [_decoded(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+    path = Path(run_dir) / records.probe_file(name)
+    lines = records.read_text(path).splitlines()
+    rows = [records.decoded(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
     return with_numbers(pd.DataFrame(rows))
 
 
@@ -122,8 +119,8 @@ def summary(run_dirs: Iterable[str | os.PathLike]) -> pd.DataFrame:
 
 
 def _summary_rows(run_dir: Path) -> Iterator[dict]:
-    path = run_dir / "summary.json"
-    content, about = read_json(path), config_columns(read_config(run_dir))
+    path = run_dir / records.SUMMARY
+    content, about = records.read_json(path), config_columns(read_config(run_dir))
     try:
         about |= {k: content[k] for k in ("parameters", "num_classes")}
         for replica in content["per_seed"]:
@@ -157,8 +154,8 @@ def dataset_label(values: Mapping) -> str:
 
 def read_config(run_dir: str | os.PathLike) -> ConfigDict:
     """The config of a run; ValueError with the path if config.json is missing, damaged, or lacks entries."""
-    path = Path(run_dir) / "config.json"
-    content = read_json(path)
+    path = Path(run_dir) / records.CONFIG
+    content = records.read_json(path)
     try:
         config = completed(ConfigDict(content))
         config_columns(config)
@@ -175,7 +172,7 @@ def provenance(run_dirs: Iterable[str | os.PathLike], measured: Iterable[Mapping
       measured: the environment of each measurement.
     """
     commits, devices = {}, {}
-    began = [read_json(Path(run_dir) / "env.json") for run_dir in run_dirs]
+    began = [records.read_json(Path(run_dir) / records.ENV) for run_dir in run_dirs]
     for env in [env for first in began for env in (first, *first.get("continued", []))] + list(measured):
         commits[f"{env.get('commit') or 'unknown'}{' (with changes)' if env.get('dirty') else ''}"] = None
         devices[f"{env.get('device_count', '?')} x {env.get('device', 'unknown')}"] = None
@@ -233,7 +230,7 @@ def write_csv(table: pd.DataFrame, path: str | os.PathLike, header: Mapping[str,
 
 def write_text(body: str, path: str | os.PathLike, header: Mapping[str, str]) -> Path:
     """As `write_csv`, of a table that is text already."""
-    with replacing(path) as temporary:
+    with records.replacing(path) as temporary:
         lines = [f"# {key}: {' '.join(str(value).split())}\n" for key, value in header.items()]
         temporary.write_text("".join(lines) + body)
     return Path(path)
@@ -241,13 +238,13 @@ def write_text(body: str, path: str | os.PathLike, header: Mapping[str, str]) ->
 
 def read_text(path: str | os.PathLike) -> str:
     """A table of `write_csv` without its header, as text; ValueError with the path if the file can't be read."""
-    lines = _text(Path(path)).splitlines(keepends=True)
+    lines = records.read_text(Path(path)).splitlines(keepends=True)
     return "".join(line for line in lines if not line.startswith("# "))
 
 
 def read_header(path: str | os.PathLike) -> dict[str, str]:
     """What stands above a table of `write_csv`; ValueError with the path if the file can't be read."""
-    lines = (line[2:] for line in _text(Path(path)).splitlines() if line.startswith("# "))
+    lines = (line[2:] for line in records.read_text(Path(path)).splitlines() if line.startswith("# "))
     return {key: value for key, _, value in (line.partition(": ") for line in lines)}
 
 
@@ -313,35 +310,3 @@ def written(out: str | os.PathLike, *suffixes: str) -> dict[str, pd.DataFrame]:
     header = read_header(f"{out}.csv")
     paths = {suffix: Path(f"{out}{suffix}.csv") for suffix in ("", *suffixes)}
     return {s: read_csv(path) for s, path in paths.items() if path.exists() and read_header(path) == header}
-
-
-@contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Gives a temporary path of the same name; what is written there replaces `path` if the body succeeds."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
-        yield Path(folder) / path.name
-        os.replace(Path(folder) / path.name, path)  # noqa: PTH105
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object; ValueError with the path if it is missing or damaged."""
-    return _decoded(_text(path), str(path))
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or 'not text'}") from None
-
-
-def _decoded(text: str, where: str) -> dict:
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{where}: not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{where}: not a JSON object")
-    return content

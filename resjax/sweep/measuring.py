@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from resjax.analysis import tables
+from resjax import records
 from resjax.sweep import code, launchers
 from resjax.sweep.board import Board
 from resjax.sweep.jobs import Launcher
@@ -90,7 +90,7 @@ def measure_all(
             if event.state == "failed":
                 failed.add(event.label)
             board.show(event, "measured" if event.state == "done" else "")
-    read = {label: tables.read_json(path) for label, path in files.items() if label not in failed}
+    read = {label: records.read_json(path) for label, path in files.items() if label not in failed}
     return {label: Measured(found["tables"], found["env"], label in jobs) for label, found in read.items()}
 
 
@@ -108,7 +108,7 @@ def _measure(measure: Measure, config: ConfigDict, options: dict[str, Any], work
     import jax
 
     device = {"device": jax.devices()[0].device_kind, "device_count": jax.device_count()}
-    rundir.write_json(path, {"env": rundir.environment() | device, "tables": found})
+    records.write_json(path, {"env": rundir.environment() | device, "tables": found})
 
 
 def _jsonable(value):

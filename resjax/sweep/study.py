@@ -16,6 +16,7 @@ import pandas as pd
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from resjax import records
 from resjax.analysis import plots, tables
 from resjax.config import ConfigError
 from resjax.runtime import interrupt
@@ -68,7 +69,7 @@ class Study:
         return found
 
     def _draw_curves(self, outcome: runs.Outcome) -> None:
-        if outcome.run_dir and not (outcome.run_dir / "curves.png").exists():
+        if outcome.run_dir and not (outcome.run_dir / records.CURVES).exists():
             try:
                 plots.curves(outcome.run_dir)
             except (OSError, ValueError) as error:  # the result is there all the same

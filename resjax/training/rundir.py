@@ -15,10 +15,10 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from resjax import config as config_lib
+from resjax import records
 from resjax.config import ConfigError
 
 FINISHED = ("done", "diverged")
-_PROBED = "probe_"  # how the names of probes' files begin
 
 
 def path_of(config: ConfigDict, workdir: str | os.PathLike) -> Path:
@@ -63,11 +63,11 @@ class RunDir:
         self._lock.truncate(0)
         self._lock.write(f"{os.getpid()} on {platform.node()}")
         self._lock.flush()
-        for left in self.path.glob(".*.json*.*"):  # by a process that was killed while it wrote
+        for left in self.path.glob(records.TEMPORARY):  # by a process that was killed while it wrote
             left.unlink()
-        file, own = self.path / "config.json", json.loads(config_lib.to_json(self.config))
+        file, own = self.path / records.CONFIG, json.loads(config_lib.to_json(self.config))
         if not file.exists():
-            write_json(file, own)
+            _write_json(file, own)
         elif differing := config_lib.differences(_read_json(file), own):
             raise ConfigError(
                 f"{self.path} holds a run of another config ({'; '.join(differing)}): choose another --workdir"
@@ -80,7 +80,7 @@ class RunDir:
         """`diverged`: seed -> epoch in which its loss or gradient was no longer finite."""
         reasons = {str(seed): f"loss or gradient not finite in epoch {at}" for seed, at in (diverged or {}).items()}
         content = {"status": status, "epoch": epoch, "epochs": self.config.epochs, "diverged": reasons}
-        write_json(self.path / "status.json", content)
+        _write_json(self.path / records.STATUS, content)
 
     def write_env(self, *, continued: bool, **devices) -> list[str]:
         """Records what a number depends on beside the config, and `devices`.
@@ -88,22 +88,22 @@ class RunDir:
         Returns:
           What has changed since a run that is `continued` began; env.json then keeps both.
         """
-        file, now = self.path / "env.json", environment() | devices
+        file, now = self.path / records.ENV, environment() | devices
         if not (continued and file.exists()):
-            write_json(file, now)
+            _write_json(file, now)
             return []
         began = _read_json(file)
         if _changes(began.get("continued", [began])[-1], now):
-            write_json(file, began | {"continued": [*began.get("continued", []), now]})
+            _write_json(file, began | {"continued": [*began.get("continued", []), now]})
         return _changes(began, now)
 
     def append_metrics(self, rows: list[dict]) -> None:
         """Adds rows to metrics.jsonl."""
-        self._append(self.path / "metrics.jsonl", rows)
+        self._append(self.path / records.METRICS, rows)
 
     def append_probed(self, name: str, rows: list[dict]) -> None:
         """Adds rows of a probe to its own file."""
-        self._append(self.path / f"{_PROBED}{name}.jsonl", rows)
+        self._append(self.path / records.probe_file(name), rows)
 
     def _append(self, path: Path, rows: list[dict]) -> None:
         with _writing(path), open(path, "a") as file:
@@ -118,9 +118,9 @@ class RunDir:
         Raises:
           ConfigError: a row that should stay can't be read.
         """
-        for path in self.path.glob(f"{_PROBED}*.jsonl"):
+        for path in self.path.glob(records.PROBES):
             self._keep_until(path, epoch)
-        return self._keep_until(self.path / "metrics.jsonl", epoch)
+        return self._keep_until(self.path / records.METRICS, epoch)
 
     def _keep_until(self, path: Path, epoch: int) -> tuple[list[dict], int]:
         lines = path.read_text(errors="replace").splitlines() if path.exists() else []
@@ -128,12 +128,13 @@ class RunDir:
         kept = [row for row in rows if row and row["epoch"] <= epoch]
         if None in rows[: len(kept)]:
             raise ConfigError(f"{path} is damaged in line {rows.index(None) + 1}: to start over, delete {self.path}")
-        _write(path, "".join(_line(row) for row in kept))
+        with _writing(path), records.replacing(path) as temporary:
+            temporary.write_text("".join(_line(row) for row in kept))
         return kept, len(rows) - len(kept)
 
     def write_summary(self, summary: dict) -> None:
         """Writes summary.json."""
-        write_json(self.path / "summary.json", summary)
+        _write_json(self.path / records.SUMMARY, summary)
 
 
 def _row(line: str) -> dict | None:
@@ -149,16 +150,6 @@ def _line(row: dict) -> str:
     return json.dumps(row, allow_nan=False) + "\n"
 
 
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with _writing(path):
-        try:
-            temporary.write_text(text)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
     try:
@@ -168,14 +159,14 @@ def _writing(path: Path) -> Iterator[None]:
         raise OSError(f"{why}, and the same command continues from the last checkpoint") from e
 
 
-def write_json(path: Path, content: dict) -> None:
-    """Writes whole or not at all. NaN is refused: JSON has none."""
-    _write(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+def _write_json(path: Path, content: dict) -> None:
+    with _writing(path):
+        records.write_json(path, content)
 
 
 def read_status(path: Path) -> dict:
     """status.json of a run directory; {} where there is none."""
-    file = path / "status.json"
+    file = path / records.STATUS
     try:
         return _read_json(file) if file.exists() else {}
     except OSError as e:  # of exists(): the directory can't be entered
@@ -184,14 +175,11 @@ def read_status(path: Path) -> dict:
 
 def _read_json(file: Path) -> dict:
     try:
-        content = json.loads(file.read_text())
+        return records.decoded(file.read_text(errors="replace"), str(file))
     except OSError as e:
         raise ConfigError(f"cannot read {file}: {e.strerror}; choose another --workdir") from None
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{file} is damaged: delete that file, and the same command continues the run")
-    return content
+    except ConfigError:
+        raise ConfigError(f"{file} is damaged: delete that file, and the same command continues the run") from None
 
 
 _WHERE = ("commit", "dirty", "xla_flags", "cpu", "cores", "device", "device_count", "processes")
