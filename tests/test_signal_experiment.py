@@ -191,7 +191,7 @@ def test_zeros_without_the_merges_that_were_lost_and_every_other_in_its_order(tm
     assert list(dict.fromkeys(rows["net"])) == [*nets, "plain ReLU stack"]
     assert "ResNet se, trained (n = 2): 0.5" in signal_tables.verdict_zeros(rows)
     drawn = []
-    monkeypatch.setattr(study_module.signal_figures, "_saved", lambda figure, out: drawn.append(figure) or [])
+    monkeypatch.setattr(study_module.signal_figures, "saved", lambda figure, out: drawn.append(figure) or [])
     study_module.signal_figures.zeros(signal_tables.zeros(rows), str(tmp_path / "zeros"))
     lines = drawn[0].axes[0].lines
     looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}

@@ -1,8 +1,7 @@
 """Figures of experiments.cause, from the tables of `experiments.cause.tables`; errors over the target's mean square."""
 
 import os
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.cause.tables import TERMS
-from resjax.analysis.plots import RC, new_figure, save, style
+from resjax.analysis.plots import in_style, new_figure, saved, style
 from resjax.fair.tuning import UNFITTED
 
 if TYPE_CHECKING:
@@ -28,20 +27,7 @@ def _power_of_two(x: float, _) -> str:
     return f"{x:g}" if x >= 1 else f"1/{1 / x:g}"
 
 
-def _styled(draw: Callable) -> Callable:
-    """`draw` in the project's style; it imports matplotlib when it is called."""
-
-    @wraps(draw)
-    def styled(*args, **kwargs):
-        import matplotlib
-
-        with matplotlib.rc_context(RC):
-            return draw(*args, **kwargs)
-
-    return styled
-
-
-@_styled
+@in_style
 def decomposition(estimates: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     """The five steps and their sum, a panel per task at its first size, merges side by side."""
     rows = _first_size(estimates)
@@ -61,10 +47,10 @@ def decomposition(estimates: pd.DataFrame, path: str | os.PathLike) -> list[Path
         axes.set_title(_title(task))
     figure.supxlabel("difference in error to add (merge - add), 95 % CI", fontsize=9)
     _legend(figure, merges)
-    return _save(figure, path)
+    return saved(figure, path)
 
 
-@_styled
+@in_style
 def by_scale(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     """Error of the trained net by alpha sqrt(K), all merges in a panel per task, at its first size; matched R3."""
     rows = _first_size(table)
@@ -84,10 +70,10 @@ def by_scale(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     figure.supxlabel("alpha sqrt(K): features are learned on the left, the kernel decides on the right", fontsize=9)
     _legend(figure, merges)
     figure.supylabel("test error / target's mean square", fontsize=9)
-    return _save(figure, path)
+    return saved(figure, path)
 
 
-@_styled
+@in_style
 def by_rate(tuning: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     """Error on the tuning splits by rate: a row per task with several recipes, a column per recipe; lost: on top."""
     rows = _first_size(tuning)
@@ -118,10 +104,10 @@ def by_rate(tuning: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     figure.supxlabel("learning rate; open, on top: a replica diverged or did not fit", fontsize=9)
     figure.supylabel("test error / target's mean square", fontsize=9)
     _legend(figure, merges)
-    return _save(figure, path)
+    return saved(figure, path)
 
 
-@_styled
+@in_style
 def axes(estimates: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     """D0, the step of finite width, D3 and D4 by width and by number of blocks, for the tasks that have several."""
     shown = {"D0": "D0", "finite width": "D1 - D0", "D3": "D3", "D4": "D4"}
@@ -150,10 +136,10 @@ def axes(estimates: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
             axes.set_xlabel(axis)
         line[0].set_ylabel(f"{_title(task)}\nmerge - add")
     _legend(figure, merges)
-    return _save(figure, path)
+    return saved(figure, path)
 
 
-@_styled
+@in_style
 def interaction(contrast: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     """[merge - add] on the higher degree less that on the lower, by rung, at the first size."""
     sizes = contrast.iloc[0][["n", "blocks", "width"]]
@@ -176,10 +162,10 @@ def interaction(contrast: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     axes.set_xticks(range(len(rungs)), [names[rung] for rung in rungs])
     axes.set_ylabel(f"[merge - add], {_title(rows['high'].iloc[0])}\nless {_title(rows['low'].iloc[0])}")
     _legend(figure, merges)
-    return _save(figure, path)
+    return saved(figure, path)
 
 
-@_styled
+@in_style
 def battery(arms: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     """The effect of every arm with its interval and what it supports, a panel per task."""
     tasks, names = _order(arms, "task"), _order(arms, "arm")
@@ -200,7 +186,7 @@ def battery(arms: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_title(_title(task))
     figure.supxlabel("difference to add (merge - add), 95 % CI, and what it supports", fontsize=9)
-    return _save(figure, path)
+    return saved(figure, path)
 
 
 def _points(axes: "Axes", x, y, table: pd.DataFrame, merge: str, *, horizontal=False, line=False) -> None:
@@ -227,10 +213,6 @@ def _legend(figure: "Figure", merges: Sequence[str]) -> None:
     for axes in figure.axes:
         handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend([handles[m] for m in merges], merges, loc="outside upper center", ncols=6, fontsize=8, frameon=False)
-
-
-def _save(figure: "Figure", path: str | os.PathLike) -> list[Path]:
-    return [save(figure, Path(f"{path}{suffix}")) for suffix in (".png", ".pdf")]
 
 
 def _first_size(table: pd.DataFrame) -> pd.DataFrame:

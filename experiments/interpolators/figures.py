@@ -77,7 +77,7 @@ def distance_map(distances: pd.DataFrame, path: str | os.PathLike) -> list[Path]
             image, ax=axes, shrink=0.8, label="test images that two nets of different seeds give another class (%)"
         )
         axes.set_title(f"framed: seeds of one merge; {_seeds(distances['n'])}")
-        return _saved(figure, path)
+        return plots.saved(figure, path)
 
 
 def _square(distances: pd.DataFrame) -> pd.DataFrame:
@@ -98,6 +98,7 @@ def _alike_first(square: np.ndarray) -> np.ndarray:
     return hierarchy.leaves_list(hierarchy.linkage(condensed, "average", optimal_ordering=True))
 
 
+@plots.in_style
 def errors(differences: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     """The test error of every merge with its 95 % CI, the smallest on top; the band is that of the baseline.
 
@@ -108,36 +109,34 @@ def errors(differences: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     Raises:
       ConfigError: no merge has an error.
     """
-    import matplotlib
-
     rows = differences[differences["mean"].notna()].sort_values("mean", ignore_index=True)
     if rows.empty:
         raise ConfigError("no merge has a test error: nothing to draw")
-    with matplotlib.rc_context(plots.RC):
-        figure = plots.new_figure(WIDTH, 0.9 + 0.22 * max(len(rows), 3))
-        axes = figure.subplots()
-        for y, row in rows.iterrows():
-            colour, marker = plots.style(row["merge"])
-            if row["merge"] == BASELINE:
-                axes.axvline(100 * row["mean"], color="black", linewidth=0.8)
-                axes.axvspan(100 * row["ci_low"], 100 * row["ci_high"], color="black", alpha=0.1, linewidth=0)
-            edge = {"markeredgecolor": "white", "markeredgewidth": 0.5}
-            axes.plot([100 * row["ci_low"], 100 * row["ci_high"]], [y, y], color=colour, linewidth=1.6)
-            axes.plot(100 * row["mean"], y, color=colour, marker=marker, markersize=7, **edge)
-            note = f"n = {row['n']:.0f}" + (f", {row['diverged']:.0f} diverged" if row["diverged"] else "")
-            axes.text(1.01, y, note, transform=axes.get_yaxis_transform(), va="center", fontsize=7, color=GREY)
-        axes.set_yticks(range(len(rows)), rows["merge"])
-        for label in axes.get_yticklabels():
-            label.set_fontweight("bold" if label.get_text() == BASELINE else "normal")
-        axes.set_ylim(len(rows) - 0.4, -0.6)
-        # The interval of two nets is so wide that no other would be seen.
-        axes.set_xlim(0, 105 * max(rows["mean"].max(), rows["ci_high"].where(rows["n"] > 2).max()))
-        axes.grid(visible=False, axis="y")
-        axes.set_xlabel("test error of nets that interpolate (%), 95 % CI")
-        axes.set_title(f"{rows.loc[0, 'dataset']}; band: {BASELINE}")
-        return _saved(figure, path)
+    figure = plots.new_figure(WIDTH, 0.9 + 0.22 * max(len(rows), 3))
+    axes = figure.subplots()
+    for y, row in rows.iterrows():
+        colour, marker = plots.style(row["merge"])
+        if row["merge"] == BASELINE:
+            axes.axvline(100 * row["mean"], color="black", linewidth=0.8)
+            axes.axvspan(100 * row["ci_low"], 100 * row["ci_high"], color="black", alpha=0.1, linewidth=0)
+        edge = {"markeredgecolor": "white", "markeredgewidth": 0.5}
+        axes.plot([100 * row["ci_low"], 100 * row["ci_high"]], [y, y], color=colour, linewidth=1.6)
+        axes.plot(100 * row["mean"], y, color=colour, marker=marker, markersize=7, **edge)
+        note = f"n = {row['n']:.0f}" + (f", {row['diverged']:.0f} diverged" if row["diverged"] else "")
+        axes.text(1.01, y, note, transform=axes.get_yaxis_transform(), va="center", fontsize=7, color=GREY)
+    axes.set_yticks(range(len(rows)), rows["merge"])
+    for label in axes.get_yticklabels():
+        label.set_fontweight("bold" if label.get_text() == BASELINE else "normal")
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    # The interval of two nets is so wide that no other would be seen.
+    axes.set_xlim(0, 105 * max(rows["mean"].max(), rows["ci_high"].where(rows["n"] > 2).max()))
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel("test error of nets that interpolate (%), 95 % CI")
+    axes.set_title(f"{rows.loc[0, 'dataset']}; band: {BASELINE}")
+    return plots.saved(figure, path)
 
 
+@plots.in_style
 def readings(nets: pd.DataFrame, ranked: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     """The test error over the SHOWN readings with the largest tau; a point is a merge, medians over its seeds.
 
@@ -149,26 +148,23 @@ def readings(nets: pd.DataFrame, ranked: pd.DataFrame, path: str | os.PathLike) 
     Raises:
       ConfigError: no reading has a tau.
     """
-    import matplotlib
-
     ranked = ranked[ranked["tau"].notna()].head(SHOWN)
     if ranked.empty:
         raise ConfigError("no reading has a tau: nothing to draw")
     medians = nets[nets["interpolates"]].groupby("merge", sort=False)[[*ranked["predictor"], "error"]].median()
-    with matplotlib.rc_context(plots.RC):
-        figure = plots.new_figure(WIDTH, 5.3 + 0.17 * -(-len(medians) // 6))
-        panels = figure.subplots(2, 2, sharey=True).ravel()
-        for axes in panels[len(ranked) :]:
-            axes.set_visible(False)
-        for axes, row in zip(panels, ranked.to_dict("records"), strict=False):
-            _points(axes, medians, row["predictor"])
-            turned = "-" if row["sign"] < 0 else ""
-            plain = " (plain baseline)" if row["baseline"] else ""
-            tau = f"tau = {row['tau']:.2f} [{row['tau_low']:.2f}, {row['tau_high']:.2f}]"
-            axes.set_title(f"{turned}{row['predictor']}{plain}: {tau}", fontsize=8)
-        figure.supylabel("test error (%), median over seeds", fontsize=9)
-        _legend(figure, list(medians.index))
-        return _saved(figure, path)
+    figure = plots.new_figure(WIDTH, 5.3 + 0.17 * -(-len(medians) // 6))
+    panels = figure.subplots(2, 2, sharey=True).ravel()
+    for axes in panels[len(ranked) :]:
+        axes.set_visible(False)
+    for axes, row in zip(panels, ranked.to_dict("records"), strict=False):
+        _points(axes, medians, row["predictor"])
+        turned = "-" if row["sign"] < 0 else ""
+        plain = " (plain baseline)" if row["baseline"] else ""
+        tau = f"tau = {row['tau']:.2f} [{row['tau_low']:.2f}, {row['tau_high']:.2f}]"
+        axes.set_title(f"{turned}{row['predictor']}{plain}: {tau}", fontsize=8)
+    figure.supylabel("test error (%), median over seeds", fontsize=9)
+    _legend(figure, list(medians.index))
+    return plots.saved(figure, path)
 
 
 def _points(axes: "Axes", medians: pd.DataFrame, reading: str) -> None:
@@ -201,7 +197,3 @@ def _legend(figure: "Figure", merges: list[str]) -> None:
 
 def _seeds(n: pd.Series) -> str:
     return f"n = {n.min()} seeds" if n.min() == n.max() else f"n = {n.min()} to {n.max()} seeds"
-
-
-def _saved(figure: "Figure", path: str | os.PathLike) -> list[Path]:
-    return [plots.save(figure, Path(f"{path}{suffix}")) for suffix in (".png", ".pdf")]

@@ -98,6 +98,7 @@ def sweep(sharpness: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     return _panels(rows, "batch_size", words, path, "batch size", list(words)[:5], base=2)
 
 
+@plots.in_style
 def _panels(
     table: pd.DataFrame,
     x: str,
@@ -110,29 +111,28 @@ def _panels(
     base: int = 0,
 ) -> list[Path]:
     """A panel per column of `words`: lines of every merge over x; `logs` are columns, `base` is that of a log x."""
-    with matplotlib.rc_context(plots.RC):
-        columns = 2 if len(words) == 2 else 3
-        rows = -(-len(words) // columns)
-        figure = plots.new_figure(WIDTH, 0.75 + 2.1 * rows)
-        panels = figure.subplots(rows, columns, squeeze=False, sharey=share)
-        for axes, (column, text) in zip(panels.flat, words.items(), strict=False):
-            for merge, of_merge in table.groupby("merge", sort=False):
-                _line(axes, of_merge, x, column, merge, log=column in logs)
-            axes.set_title(text)
-            if base:
-                axes.set_xscale("log", base=base)
-                ticks = sorted(table[x].unique())
-                axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-                axes.minorticks_off()
-            if column in logs and (table[column].dropna() > 0).all():
-                axes.set_yscale("log")
-                _plain(axes.yaxis)
-        for axes in panels[-1]:
-            axes.set_xlabel(xlabel)
-        for axes in panels[:, 0]:
-            axes.set_ylabel(ylabel)
-        _legend(figure, table)
-        return _saved(figure, path)
+    columns = 2 if len(words) == 2 else 3
+    rows = -(-len(words) // columns)
+    figure = plots.new_figure(WIDTH, 0.75 + 2.1 * rows)
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=share)
+    for axes, (column, text) in zip(panels.flat, words.items(), strict=False):
+        for merge, of_merge in table.groupby("merge", sort=False):
+            _line(axes, of_merge, x, column, merge, log=column in logs)
+        axes.set_title(text)
+        if base:
+            axes.set_xscale("log", base=base)
+            ticks = sorted(table[x].unique())
+            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axes.minorticks_off()
+        if column in logs and (table[column].dropna() > 0).all():
+            axes.set_yscale("log")
+            _plain(axes.yaxis)
+    for axes in panels[-1]:
+        axes.set_xlabel(xlabel)
+    for axes in panels[:, 0]:
+        axes.set_ylabel(ylabel)
+    _legend(figure, table)
+    return plots.saved(figure, path)
 
 
 def _line(axes: "Axes", rows: pd.DataFrame, x: str, column: str, merge: str, log: bool = False) -> None:
@@ -160,6 +160,7 @@ def _plain(axis: "Axis") -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+@plots.in_style
 def negative_against_loss(curvature: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     """The negative mass against the loss: a path through training per merge, on the right without the untrained nets.
 
@@ -168,18 +169,17 @@ def negative_against_loss(curvature: pd.DataFrame, path: str | os.PathLike) -> l
       path: of the figure.
     """
     parts = {"all looks (open: before training)": curvature, "after training began": curvature[curvature["epoch"] > 0]}
-    with matplotlib.rc_context(plots.RC):
-        figure = plots.new_figure(WIDTH, 3.2)
-        for axes, (title, table) in zip(figure.subplots(1, 2, sharey=True), parts.items(), strict=True):
-            for merge, rows in table.groupby("merge", sort=False):
-                _path(axes, rows.dropna(subset=["negative_mass"]), "negative_mass", merge)
-            axes.set_xscale("log")
-            _plain(axes.xaxis)
-            axes.set_xlabel("training loss, all images (nats)")
-            axes.set_title(title)
-        figure.axes[0].set_ylabel("negative mass")
-        _legend(figure, curvature)
-        return _saved(figure, path)
+    figure = plots.new_figure(WIDTH, 3.2)
+    for axes, (title, table) in zip(figure.subplots(1, 2, sharey=True), parts.items(), strict=True):
+        for merge, rows in table.groupby("merge", sort=False):
+            _path(axes, rows.dropna(subset=["negative_mass"]), "negative_mass", merge)
+        axes.set_xscale("log")
+        _plain(axes.xaxis)
+        axes.set_xlabel("training loss, all images (nats)")
+        axes.set_title(title)
+    figure.axes[0].set_ylabel("negative mass")
+    _legend(figure, curvature)
+    return plots.saved(figure, path)
 
 
 def _path(axes: "Axes", rows: pd.DataFrame, column: str, merge: str) -> None:
@@ -201,6 +201,7 @@ def _path(axes: "Axes", rows: pd.DataFrame, column: str, merge: str) -> None:
     axes.plot(*np.array(points).reshape(-1, 2).T, color=colour, linewidth=0.8, alpha=0.6)
 
 
+@plots.in_style
 def densities(density: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     """The density of eigenvalues of every merge, a panel each.
 
@@ -211,25 +212,24 @@ def densities(density: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     merges = list(dict.fromkeys(density["merge"]))
     ticks = [t for t in (-100, -1, 0, 1, 100, 10000) if density["eigenvalue"].min() < t < density["eigenvalue"].max()]
     linear = _linear(density)
-    with matplotlib.rc_context(plots.RC):
-        columns = min(4, len(merges))
-        rows = -(-len(merges) // columns)
-        figure = plots.new_figure(WIDTH, 0.5 + 1.75 * rows)
-        panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-        for axes, merge in zip(panels.flat, merges, strict=False):
-            of_merge = density[density["merge"] == merge]
-            axes.axvline(0, color=GREY, linewidth=0.6)
-            _line(axes, of_merge.assign(density=of_merge["density"].clip(lower=1e-12)), "u", "density", merge)
-            axes.lines[-1].set_marker("")
-            axes.set_title(f"{merge}, n = {of_merge['seed'].nunique()}")
-            axes.set_yscale("log")
-            axes.set_ylim(1e-6, 3)
-            axes.set_xticks(np.arcsinh(np.array(ticks) / linear), [f"{tick:g}" for tick in ticks])
-        for axes in panels.flat[len(merges) :]:
-            axes.set_visible(False)
-        figure.supxlabel(f"eigenvalue (linear within {linear:g} of 0, logarithmic beyond)", fontsize=9)
-        figure.supylabel("share of eigenvalues per unit", fontsize=9)
-        return _saved(figure, path)
+    columns = min(4, len(merges))
+    rows = -(-len(merges) // columns)
+    figure = plots.new_figure(WIDTH, 0.5 + 1.75 * rows)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    for axes, merge in zip(panels.flat, merges, strict=False):
+        of_merge = density[density["merge"] == merge]
+        axes.axvline(0, color=GREY, linewidth=0.6)
+        _line(axes, of_merge.assign(density=of_merge["density"].clip(lower=1e-12)), "u", "density", merge)
+        axes.lines[-1].set_marker("")
+        axes.set_title(f"{merge}, n = {of_merge['seed'].nunique()}")
+        axes.set_yscale("log")
+        axes.set_ylim(1e-6, 3)
+        axes.set_xticks(np.arcsinh(np.array(ticks) / linear), [f"{tick:g}" for tick in ticks])
+    for axes in panels.flat[len(merges) :]:
+        axes.set_visible(False)
+    figure.supxlabel(f"eigenvalue (linear within {linear:g} of 0, logarithmic beyond)", fontsize=9)
+    figure.supylabel("share of eigenvalues per unit", fontsize=9)
+    return plots.saved(figure, path)
 
 
 def _linear(density: pd.DataFrame) -> float:
@@ -238,6 +238,7 @@ def _linear(density: pd.DataFrame) -> float:
     return float(np.round(far["eigenvalue"] / np.sinh(far["u"]), 12))
 
 
+@plots.in_style
 def planes(surface: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     """The loss on a plane around one net of each merge; a cross is the net.
 
@@ -248,30 +249,30 @@ def planes(surface: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     from matplotlib.colors import LogNorm
 
     merges = list(dict.fromkeys(surface["merge"]))
-    with matplotlib.rc_context(plots.RC):
-        figure = plots.new_figure(WIDTH, 2.1)
-        panels = figure.subplots(1, len(merges), squeeze=False, sharex=True, sharey=True)[0]
-        loss = surface["loss"].replace([np.inf, -np.inf], np.nan)
-        low, high = max(loss.min(), 1e-4), min(loss.max(), 100)
-        norm, levels = LogNorm(low, high), np.geomspace(low, high, 13)
-        for axes, merge in zip(panels, merges, strict=True):
-            rows = surface[surface["merge"] == merge]
-            grid = rows.pivot(index="b", columns="a", values="loss").clip(low, high).fillna(high)
-            drawn = axes.contourf(grid.columns, grid.index, grid, levels, norm=norm, cmap="cividis", extend="both")
-            axes.contour(grid.columns, grid.index, grid, levels[::2], norm=norm, colors="white", linewidths=0.4)
-            axes.plot(0, 0, marker="x", color="white", markersize=5)
-            axes.set_title(f"{merge}, seed {rows['seed'].iloc[0]}")
-            axes.set_xlabel("a (in filter norms)")
-            axes.set_aspect("equal")
-            axes.grid(visible=False)
-        panels[0].set_ylabel("b (in filter norms)")
-        bar = figure.colorbar(drawn, ax=panels, label="training loss (nats)", shrink=0.8)
-        bar.ax.yaxis.set_major_locator(matplotlib.ticker.LogLocator())
-        bar.ax.yaxis.set_major_formatter("{x:g}")
-        bar.ax.minorticks_off()
-        return _saved(figure, path)
+    figure = plots.new_figure(WIDTH, 2.1)
+    panels = figure.subplots(1, len(merges), squeeze=False, sharex=True, sharey=True)[0]
+    loss = surface["loss"].replace([np.inf, -np.inf], np.nan)
+    low, high = max(loss.min(), 1e-4), min(loss.max(), 100)
+    norm, levels = LogNorm(low, high), np.geomspace(low, high, 13)
+    for axes, merge in zip(panels, merges, strict=True):
+        rows = surface[surface["merge"] == merge]
+        grid = rows.pivot(index="b", columns="a", values="loss").clip(low, high).fillna(high)
+        drawn = axes.contourf(grid.columns, grid.index, grid, levels, norm=norm, cmap="cividis", extend="both")
+        axes.contour(grid.columns, grid.index, grid, levels[::2], norm=norm, colors="white", linewidths=0.4)
+        axes.plot(0, 0, marker="x", color="white", markersize=5)
+        axes.set_title(f"{merge}, seed {rows['seed'].iloc[0]}")
+        axes.set_xlabel("a (in filter norms)")
+        axes.set_aspect("equal")
+        axes.grid(visible=False)
+    panels[0].set_ylabel("b (in filter norms)")
+    bar = figure.colorbar(drawn, ax=panels, label="training loss (nats)", shrink=0.8)
+    bar.ax.yaxis.set_major_locator(matplotlib.ticker.LogLocator())
+    bar.ax.yaxis.set_major_formatter("{x:g}")
+    bar.ax.minorticks_off()
+    return plots.saved(figure, path)
 
 
+@plots.in_style
 def lines(line: pd.DataFrame, barriers: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     """The loss between seeds, and its barrier: of disjoint pairs alone, for those that share a seed are dependent.
 
@@ -284,37 +285,36 @@ def lines(line: pd.DataFrame, barriers: pd.DataFrame, path: str | os.PathLike) -
     barriers = barriers[barriers["disjoint"]]
     line = line.merge(barriers[["dataset", "merge", "statistics", "seed", "other"]])
     merges = list(dict.fromkeys(line["merge"]))
-    with matplotlib.rc_context(plots.RC):
-        figure = plots.new_figure(WIDTH, 3.0)
-        *courses, forest = figure.subplots(1, 3)
-        for axes, kind in zip(courses, kinds, strict=True):
-            for merge, rows in line[line["statistics"] == kind].groupby("merge", sort=False):
-                _line(axes, rows, "alpha", "loss", merge, log=True)
-            axes.set_yscale("log")
-            _plain(axes.yaxis)
-            axes.set_title(f"statistics {kind}")
-            axes.set_xlabel("position between two seeds")
-        top = max(axes.get_ylim()[1] for axes in courses)
-        for axes in courses:
-            axes.set_ylim(min(axes.get_ylim()[0] for axes in courses), top)
-        courses[0].set_ylabel("training loss (nats)")
-        for row, merge in enumerate(merges):
-            colour, marker = plots.style(merge)
-            for kind, shift, face in zip(kinds, (0.15, -0.15), ("white", colour), strict=True):
-                of = barriers[(barriers["merge"] == merge) & (barriers["statistics"] == kind)]
-                ci = stats.mean_ci(of["barrier"][np.isfinite(of["barrier"])])
-                if ci["mean"] is None:
-                    continue
-                if ci["ci_low"] is not None:
-                    forest.plot([ci["ci_low"], ci["ci_high"]], [row + shift] * 2, color=colour, linewidth=1.2)
-                forest.plot(ci["mean"], row + shift, color=colour, marker=marker, markerfacecolor=face, markersize=5)
-        forest.set_yticks(range(len(merges)), merges)
-        forest.set_ylim(len(merges) - 0.5, -0.5)
-        forest.axvline(0, color=GREY, linewidth=0.6)
-        forest.set_xlabel("barrier (nats)")
-        forest.set_title("open: interpolated")
-        _legend(figure, line, "disjoint pairs of seeds")
-        return _saved(figure, path)
+    figure = plots.new_figure(WIDTH, 3.0)
+    *courses, forest = figure.subplots(1, 3)
+    for axes, kind in zip(courses, kinds, strict=True):
+        for merge, rows in line[line["statistics"] == kind].groupby("merge", sort=False):
+            _line(axes, rows, "alpha", "loss", merge, log=True)
+        axes.set_yscale("log")
+        _plain(axes.yaxis)
+        axes.set_title(f"statistics {kind}")
+        axes.set_xlabel("position between two seeds")
+    top = max(axes.get_ylim()[1] for axes in courses)
+    for axes in courses:
+        axes.set_ylim(min(axes.get_ylim()[0] for axes in courses), top)
+    courses[0].set_ylabel("training loss (nats)")
+    for row, merge in enumerate(merges):
+        colour, marker = plots.style(merge)
+        for kind, shift, face in zip(kinds, (0.15, -0.15), ("white", colour), strict=True):
+            of = barriers[(barriers["merge"] == merge) & (barriers["statistics"] == kind)]
+            ci = stats.mean_ci(of["barrier"][np.isfinite(of["barrier"])])
+            if ci["mean"] is None:
+                continue
+            if ci["ci_low"] is not None:
+                forest.plot([ci["ci_low"], ci["ci_high"]], [row + shift] * 2, color=colour, linewidth=1.2)
+            forest.plot(ci["mean"], row + shift, color=colour, marker=marker, markerfacecolor=face, markersize=5)
+    forest.set_yticks(range(len(merges)), merges)
+    forest.set_ylim(len(merges) - 0.5, -0.5)
+    forest.axvline(0, color=GREY, linewidth=0.6)
+    forest.set_xlabel("barrier (nats)")
+    forest.set_title("open: interpolated")
+    _legend(figure, line, "disjoint pairs of seeds")
+    return plots.saved(figure, path)
 
 
 def _legend(figure: "Figure", table: pd.DataFrame, units: str = "seeds") -> None:
@@ -330,7 +330,3 @@ def _legend(figure: "Figure", table: pd.DataFrame, units: str = "seeds") -> None
         handles=handles, loc="outside lower center", ncols=min(8, len(handles)), columnspacing=1.0, handlelength=1.5,
         title=f"{n} {units}, 95 % CI", title_fontsize=8,
     )  # fmt: skip
-
-
-def _saved(figure: "Figure", path: str | os.PathLike) -> list[Path]:
-    return [plots.save(figure, Path(f"{path}{suffix}")) for suffix in (".png", ".pdf")]

@@ -27,6 +27,7 @@ FILLS = ("full", "none", "left", "top")  # one per data set where colour and mar
 BARS = {"linestyle": "none", "elinewidth": 0.7, "markersize": 4.5, "markeredgewidth": 0.8}
 
 
+@plots.in_style
 def spectra(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     """Draws the kernels' eigenvalues and the target's power in their top modes, two panel rows per data set.
 
@@ -41,35 +42,33 @@ def spectra(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     Raises:
       ConfigError: a column is missing.
     """
-    import matplotlib
-
     _need(table, ["dataset", "merge", "moment", "seed", "rank", "eigenvalue", "power"])
     datasets = list(dict.fromkeys(table["dataset"]))
     moments = [moment for moment in MOMENTS if moment in set(table["moment"])]
-    with matplotlib.rc_context(plots.RC):
-        figure = plots.new_figure(WIDTH, 0.6 + 3.8 * len(datasets))
-        panels = figure.subplots(2 * len(datasets), len(moments), squeeze=False, sharex=False)
-        for d, dataset in enumerate(datasets):
-            for column, moment in enumerate(moments):
-                rows = table[(table["dataset"] == dataset) & (table["moment"] == moment)]
-                eigenvalue, power = panels[2 * d : 2 * d + 2, column]
-                for merge, of_merge in rows.groupby("merge", sort=False):
-                    _band(eigenvalue, of_merge[of_merge["eigenvalue"] > 0], "eigenvalue", merge)
-                    _band(power, of_merge, "power", merge)
-                eigenvalue.set_title(f"{dataset}\n{MOMENTS[moment]}, {rows['seed'].nunique()} seeds")
-                eigenvalue.set_yscale("log")
-                power.set_ylim(0, 1.03)
-                for axes in (eigenvalue, power):
-                    axes.set_xscale("log")
-                power.set_xlabel("rank")
-            panels[2 * d, 0].set_ylabel("eigenvalue / trace")
-            panels[2 * d + 1, 0].set_ylabel("target power up to rank")
-            for row in panels[2 * d : 2 * d + 2]:
-                _share_y(row)
-        _legend(figure, table["merge"], line="-")
-        return _saved(figure, path)
+    figure = plots.new_figure(WIDTH, 0.6 + 3.8 * len(datasets))
+    panels = figure.subplots(2 * len(datasets), len(moments), squeeze=False, sharex=False)
+    for d, dataset in enumerate(datasets):
+        for column, moment in enumerate(moments):
+            rows = table[(table["dataset"] == dataset) & (table["moment"] == moment)]
+            eigenvalue, power = panels[2 * d : 2 * d + 2, column]
+            for merge, of_merge in rows.groupby("merge", sort=False):
+                _band(eigenvalue, of_merge[of_merge["eigenvalue"] > 0], "eigenvalue", merge)
+                _band(power, of_merge, "power", merge)
+            eigenvalue.set_title(f"{dataset}\n{MOMENTS[moment]}, {rows['seed'].nunique()} seeds")
+            eigenvalue.set_yscale("log")
+            power.set_ylim(0, 1.03)
+            for axes in (eigenvalue, power):
+                axes.set_xscale("log")
+            power.set_xlabel("rank")
+        panels[2 * d, 0].set_ylabel("eigenvalue / trace")
+        panels[2 * d + 1, 0].set_ylabel("target power up to rank")
+        for row in panels[2 * d : 2 * d + 2]:
+            _share_y(row)
+    _legend(figure, table["merge"], line="-")
+    return plots.saved(figure, path)
 
 
+@plots.in_style
 def predicted_against_measured(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     """Draws each method's predicted test error over the measured one, and below, how far it is off.
 
@@ -84,7 +83,6 @@ def predicted_against_measured(table: pd.DataFrame, path: str | os.PathLike) -> 
     Raises:
       ConfigError: a column is missing, or no row has two positive errors.
     """
-    import matplotlib
     from matplotlib.ticker import FixedLocator, PercentFormatter
 
     _need(table, ["dataset", "merge", "method", "n", "predicted", "measured"])
@@ -95,34 +93,33 @@ def predicted_against_measured(table: pd.DataFrame, path: str | os.PathLike) -> 
     fills = dict(zip(dict.fromkeys(table["dataset"]), FILLS * len(table), strict=False))
     bounds = table[["predicted", "measured"]]
     limits = np.array([0.8 * bounds.min().min(), 1.25 * bounds.max().max()])
-    with matplotlib.rc_context(plots.RC):
-        figure = plots.new_figure(WIDTH, 4.6)
-        panels = figure.subplots(
-            2, len(methods), squeeze=False, sharex=True, sharey="row", gridspec_kw={"height_ratios": [2, 1]}
-        )
-        if ((table["predicted"] / table["measured"] - 1).abs() > 0.3).any():  # or it would flatten all the others
-            panels[1, 0].set_yscale("symlog", linthresh=0.1)
-            panels[1, 0].yaxis.set_major_locator(FixedLocator([-0.5, -0.1, 0, 0.1, 0.5, 3, 20]))
-        for (upper, lower), method in zip(panels.T, methods, strict=True):
-            rows = table[table["method"] == method]
-            upper.plot(limits, limits, color=GREY, linewidth=0.8)
-            lower.axhline(0, color=GREY, linewidth=0.8)
-            for (dataset, merge), of_merge in rows.groupby(["dataset", "merge"], sort=False):
-                look = _look(merge) | BARS | {"fillstyle": fills[dataset]}
-                x, y = of_merge["measured"], of_merge["predicted"]
-                upper.errorbar(x, y, _bars(of_merge, "predicted"), _bars(of_merge, "measured"), **look)
-                lower.plot(x, y / x - 1, **{k: v for k, v in look.items() if k != "elinewidth"})
-            deviation = (rows["predicted"] / rows["measured"] - 1).abs().median()
-            upper.set_title(f"{method.replace('_', ' ')}\nmedian {deviation:.1%} off", fontsize=8)
-            lower.set_xlabel("measured MSE")
-            upper.set(xscale="log", yscale="log", xlim=limits, ylim=limits)
-            for axis in (upper.xaxis, upper.yaxis, lower.xaxis):
-                _plain_log(axis, limits)
-        panels[1, 0].yaxis.set_major_formatter(PercentFormatter(1))
-        panels[0, 0].set_ylabel("predicted MSE")
-        panels[1, 0].set_ylabel("off by")
-        _legend(figure, table["merge"], fills=fills if len(fills) > 1 else {})
-        return _saved(figure, path)
+    figure = plots.new_figure(WIDTH, 4.6)
+    panels = figure.subplots(
+        2, len(methods), squeeze=False, sharex=True, sharey="row", gridspec_kw={"height_ratios": [2, 1]}
+    )
+    if ((table["predicted"] / table["measured"] - 1).abs() > 0.3).any():  # or it would flatten all the others
+        panels[1, 0].set_yscale("symlog", linthresh=0.1)
+        panels[1, 0].yaxis.set_major_locator(FixedLocator([-0.5, -0.1, 0, 0.1, 0.5, 3, 20]))
+    for (upper, lower), method in zip(panels.T, methods, strict=True):
+        rows = table[table["method"] == method]
+        upper.plot(limits, limits, color=GREY, linewidth=0.8)
+        lower.axhline(0, color=GREY, linewidth=0.8)
+        for (dataset, merge), of_merge in rows.groupby(["dataset", "merge"], sort=False):
+            look = _look(merge) | BARS | {"fillstyle": fills[dataset]}
+            x, y = of_merge["measured"], of_merge["predicted"]
+            upper.errorbar(x, y, _bars(of_merge, "predicted"), _bars(of_merge, "measured"), **look)
+            lower.plot(x, y / x - 1, **{k: v for k, v in look.items() if k != "elinewidth"})
+        deviation = (rows["predicted"] / rows["measured"] - 1).abs().median()
+        upper.set_title(f"{method.replace('_', ' ')}\nmedian {deviation:.1%} off", fontsize=8)
+        lower.set_xlabel("measured MSE")
+        upper.set(xscale="log", yscale="log", xlim=limits, ylim=limits)
+        for axis in (upper.xaxis, upper.yaxis, lower.xaxis):
+            _plain_log(axis, limits)
+    panels[1, 0].yaxis.set_major_formatter(PercentFormatter(1))
+    panels[0, 0].set_ylabel("predicted MSE")
+    panels[1, 0].set_ylabel("off by")
+    _legend(figure, table["merge"], fills=fills if len(fills) > 1 else {})
+    return plots.saved(figure, path)
 
 
 def race_forest(result: pd.DataFrame, path: str | os.PathLike, top: int | None = None) -> list[Path]:
@@ -166,7 +163,7 @@ def race_forest(result: pd.DataFrame, path: str | os.PathLike, top: int | None =
             fontsize=9,
         )
         _forest_legend(figure, panels[0], bool(len(plain)))
-        return _saved(figure, path)
+        return plots.saved(figure, path)
 
 
 def _forest_legend(figure: "Figure", axes: "Axes", plain: bool) -> None:
@@ -180,6 +177,7 @@ def _forest_legend(figure: "Figure", axes: "Axes", plain: bool) -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
 
 
+@plots.in_style
 def trained_against_predicted(
     table: pd.DataFrame, path: str | os.PathLike, predictor: str, target: str = "error", sign: int = 1
 ) -> list[Path]:
@@ -198,8 +196,6 @@ def trained_against_predicted(
     Raises:
       ConfigError: a column is missing, or no row has both values.
     """
-    import matplotlib
-
     _need(table, ["dataset", "train_size", "merge", "depth", "width", "seed", target, predictor])
     table = table[np.isfinite(table[target]) & np.isfinite(table[predictor])]
     if table.empty:
@@ -207,18 +203,17 @@ def trained_against_predicted(
     cells = list(table.groupby(["dataset", "train_size"], sort=False, dropna=False))
     columns = min(3, len(cells))
     height = ceil(len(cells) / columns)
-    with matplotlib.rc_context(plots.RC):
-        figure = plots.new_figure(WIDTH, 0.8 + 2.3 * height)
-        panels = figure.subplots(height, columns, squeeze=False).ravel()
-        for axes in panels[len(cells) :]:
-            axes.set_visible(False)
-        for axes, ((dataset, train_size), rows) in zip(panels, cells, strict=False):
-            tau = sign * _scatter(axes, rows, predictor, target)
-            axes.set_title(f"{_short(dataset)}, n = {train_size}\ntau = {tau:.2f}", fontsize=8)
-            axes.set_xlabel(predictor.replace("_", " "))
-        figure.supylabel("test error of the trained net (%)", fontsize=9)
-        _legend(figure, table["merge"])
-        return _saved(figure, path)
+    figure = plots.new_figure(WIDTH, 0.8 + 2.3 * height)
+    panels = figure.subplots(height, columns, squeeze=False).ravel()
+    for axes in panels[len(cells) :]:
+        axes.set_visible(False)
+    for axes, ((dataset, train_size), rows) in zip(panels, cells, strict=False):
+        tau = sign * _scatter(axes, rows, predictor, target)
+        axes.set_title(f"{_short(dataset)}, n = {train_size}\ntau = {tau:.2f}", fontsize=8)
+        axes.set_xlabel(predictor.replace("_", " "))
+    figure.supylabel("test error of the trained net (%)", fontsize=9)
+    _legend(figure, table["merge"])
+    return plots.saved(figure, path)
 
 
 def _scatter(axes: "Axes", rows: pd.DataFrame, predictor: str, target: str) -> float:
@@ -299,7 +294,3 @@ def _need(table: pd.DataFrame, columns: Sequence[str]) -> None:
     lacking = [column for column in columns if column not in table.columns]
     if lacking or table.empty:
         raise ConfigError(f"the table has no column {', '.join(lacking)}" if lacking else "the table has no rows")
-
-
-def _saved(figure: "Figure", path: str | os.PathLike) -> list[Path]:
-    return [plots.save(figure, Path(f"{path}{suffix}")) for suffix in (".png", ".pdf")]

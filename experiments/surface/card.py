@@ -16,17 +16,16 @@ from experiments.surface.planes import class_looks, draw_heading, draw_regions, 
 from experiments.surface.style import (
     ARM_LOOKS,
     GREY,
-    RC,
     WIDTH,
     WITHOUT,
     axes_at,
+    in_style,
     in_words,
     left_at,
     legend,
     limits,
     merges_of,
     of_dataset,
-    saved,
     tau_words,
     text_at,
 )
@@ -41,6 +40,7 @@ STRIP, GAP = 0.4, 0.07  # inches: height of a strip, and the space below it
 LEFT, RIGHT = 1.4, 0.95  # inches beside the card's strips
 
 
+@in_style
 def card(
     readings: pd.DataFrame,
     race: pd.DataFrame,
@@ -68,8 +68,6 @@ def card(
     Raises:
       ConfigError: a table, the race aside, has no row of the data set.
     """
-    import matplotlib
-
     table, regions = of_dataset(readings, dataset, "readings"), of_dataset(planes, dataset, "planes")
     look = look_of(regions, of_dataset(corners, dataset, "corners"))
     taus = race[race["dataset"] == dataset].set_index("reading")
@@ -78,29 +76,28 @@ def card(
     column = (WIDTH - LEFT - RIGHT) / len(merges)
     side, head, note = min(column - 0.04, 0.65), 0.45, _note(table, arms)
     foot = 0.74 + 0.12 * note.count("\n")
-    with matplotlib.rc_context(RC):
-        height = head + side + 0.12 + len(drawn) * (STRIP + GAP) + foot
-        figure = plots.new_figure(WIDTH, height)
-        figure.set_layout_engine("none")
-        figure.text(0.1 / WIDTH, 1 - 0.08 / height, f"{dataset}: report card", va="top", fontsize=10, fontweight="bold")
-        for i, merge in enumerate(merges):
-            axes = axes_at(figure, LEFT + (i + 0.5) * column - side / 2, head, side, side)
-            draw_heading(axes, merge)
-            draw_regions(axes, regions[(regions["arm"] == WITHOUT) & (regions["merge"] == merge)], look)
-        for i in range(len(look.images)):
-            draw_thumbnail(figure, look, i, 0.1 + 0.42 * i, head, 0.36)
-        text_at(figure, LEFT + len(merges) * column + 0.06, head + side / 2, _race_words(taus), color=GREY)
-        for j, reading in enumerate(drawn):
-            top = head + side + 0.12 + j * (STRIP + GAP)
-            axes = axes_at(figure, LEFT, top, len(merges) * column, STRIP)
-            _strip(axes, table[table["reading"] == reading], merges, arms, READINGS[reading])
-            text_at(figure, 0.1, top + STRIP / 2, _label(READINGS[reading]), fontsize=7)
-            if reading in taus.index:
-                _tau(figure, LEFT + len(merges) * column + 0.06, top + STRIP / 2, taus.loc[reading])
-        legend(figure, _arm_looks(arms), **left_at((foot - 0.06) / height))
-        legend(figure, class_looks(look), **left_at((foot - 0.38) / height))
-        figure.text(0.1 / WIDTH, 0.06 / height, note, va="bottom", fontsize=6.5, color=GREY)
-        return saved(figure, path)
+    height = head + side + 0.12 + len(drawn) * (STRIP + GAP) + foot
+    figure = plots.new_figure(WIDTH, height)
+    figure.set_layout_engine("none")
+    figure.text(0.1 / WIDTH, 1 - 0.08 / height, f"{dataset}: report card", va="top", fontsize=10, fontweight="bold")
+    for i, merge in enumerate(merges):
+        axes = axes_at(figure, LEFT + (i + 0.5) * column - side / 2, head, side, side)
+        draw_heading(axes, merge)
+        draw_regions(axes, regions[(regions["arm"] == WITHOUT) & (regions["merge"] == merge)], look)
+    for i in range(len(look.images)):
+        draw_thumbnail(figure, look, i, 0.1 + 0.42 * i, head, 0.36)
+    text_at(figure, LEFT + len(merges) * column + 0.06, head + side / 2, _race_words(taus), color=GREY)
+    for j, reading in enumerate(drawn):
+        top = head + side + 0.12 + j * (STRIP + GAP)
+        axes = axes_at(figure, LEFT, top, len(merges) * column, STRIP)
+        _strip(axes, table[table["reading"] == reading], merges, arms, READINGS[reading])
+        text_at(figure, 0.1, top + STRIP / 2, _label(READINGS[reading]), fontsize=7)
+        if reading in taus.index:
+            _tau(figure, LEFT + len(merges) * column + 0.06, top + STRIP / 2, taus.loc[reading])
+    legend(figure, _arm_looks(arms), **left_at((foot - 0.06) / height))
+    legend(figure, class_looks(look), **left_at((foot - 0.38) / height))
+    figure.text(0.1 / WIDTH, 0.06 / height, note, va="bottom", fontsize=6.5, color=GREY)
+    return plots.saved(figure, path)
 
 
 def _strip(axes: "Axes", rows: pd.DataFrame, merges: Sequence[str], arms: Sequence[str], reading: Reading) -> None:

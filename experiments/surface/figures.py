@@ -16,15 +16,14 @@ import pandas as pd
 from experiments.surface.style import (
     ARM_LOOKS,
     GREY,
-    RC,
     WIDTH,
     WITHOUT,
+    in_style,
     in_words,
     legend,
     limits,
     merges_of,
     of_dataset,
-    saved,
     seeds,
 )
 from experiments.surface.tables import ARMS, BASELINE, READINGS
@@ -124,6 +123,7 @@ def gaps(gaps: pd.DataFrame, path: str | os.PathLike, dataset: str) -> list[Path
     return _panels(rows, "of", {"pair": "weight of one image"}, tuple(ARMS), draw, READINGS["gap"].words, path)
 
 
+@in_style
 def _panels(
     rows: pd.DataFrame,
     column: str,
@@ -134,25 +134,22 @@ def _panels(
     path: str | os.PathLike,
 ) -> list[Path]:
     """A row of panels per value of `column` (-> label of its x axis), a column per prior."""
-    import matplotlib
-
     kinds = [kind for kind in words if kind in set(rows[column])]
     arms = [arm for arm in arms if arm in set(rows["arm"])]
     if not kinds or not arms:
         raise ConfigError(f"no {' or '.join(words)} of {' or '.join(ARMS)}: nothing to draw")
-    with matplotlib.rc_context(RC):
-        figure = plots.new_figure(WIDTH, 0.75 + 1.65 * len(kinds))
-        grid = figure.subplots(len(kinds), len(arms), sharex="row", sharey="row", squeeze=False)
-        for line, kind in zip(grid, kinds, strict=True):
-            for axes, arm in zip(line, arms, strict=True):
-                draw(axes, rows[(rows[column] == kind) & (rows["arm"] == arm)])
-                axes.set_xlabel(words[kind])
-            line[0].set_ylabel(ylabel)
-        for axes, arm in zip(grid[0], arms, strict=True):
-            axes.set_title(arm)
-        figure.suptitle(f"{rows['dataset'].iloc[0]}; mean and 95 % CI, {seeds(rows['n'])}", fontsize=8)
-        legend(figure, {m: plots.style(m)[::-1] for m in merges_of(rows)}, line="-")
-        return saved(figure, path)
+    figure = plots.new_figure(WIDTH, 0.75 + 1.65 * len(kinds))
+    grid = figure.subplots(len(kinds), len(arms), sharex="row", sharey="row", squeeze=False)
+    for line, kind in zip(grid, kinds, strict=True):
+        for axes, arm in zip(line, arms, strict=True):
+            draw(axes, rows[(rows[column] == kind) & (rows["arm"] == arm)])
+            axes.set_xlabel(words[kind])
+        line[0].set_ylabel(ylabel)
+    for axes, arm in zip(grid[0], arms, strict=True):
+        axes.set_title(arm)
+    figure.suptitle(f"{rows['dataset'].iloc[0]}; mean and 95 % CI, {seeds(rows['n'])}", fontsize=8)
+    legend(figure, {m: plots.style(m)[::-1] for m in merges_of(rows)}, line="-")
+    return plots.saved(figure, path)
 
 
 def _lines(axes: "Axes", rows: pd.DataFrame, x: str) -> None:
@@ -163,6 +160,7 @@ def _lines(axes: "Axes", rows: pd.DataFrame, x: str) -> None:
 
 
 # --- Comparisons ------------------------------------------------------------------------------------------------
+@in_style
 def priors(priors: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     """What a prior changes of every reading, relative to the mean without it; a panel per data set.
 
@@ -173,8 +171,6 @@ def priors(priors: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     Raises:
       ConfigError: nothing to draw.
     """
-    import matplotlib
-
     rows = priors[priors["relative"].notna()]
     if rows.empty:
         raise ConfigError("no prior to compare with: nothing to draw")
@@ -182,24 +178,24 @@ def priors(priors: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     datasets = list(dict.fromkeys(rows["dataset"]))
     readings = [r for r in READINGS if r in set(rows["reading"])]
     values = 100 * rows[["relative", "relative_low", "relative_high"]].astype(float)
-    with matplotlib.rc_context(RC):
-        figure = plots.new_figure(WIDTH, 1.0 + 0.3 * len(readings))
-        panels = figure.subplots(1, len(datasets), sharex=True, sharey=True, squeeze=False)[0]
-        for axes, dataset in zip(panels, datasets, strict=True):
-            own = rows["dataset"] == dataset
-            for arm, shift in zip(arms, _dodge(len(arms)), strict=True):
-                chosen = own & (rows["arm"] == arm)
-                places = rows.loc[chosen, "reading"].map(readings.index) + shift
-                _points(axes, values[chosen], places, *ARM_LOOKS[arm])
-            axes.set_title(f"{dataset}, n = {rows.loc[own, 'n'].max():.0f} merges")
-            axes.set_xlabel(f"change from {WITHOUT} (%; of shares: points)")
-        _reading_rows(panels, readings)
-        panels[0].set_xlim(*limits(values))
-        figure.suptitle("mean over merges, paired, and 95 % CI", fontsize=8)
-        legend(figure, {in_words(arm): ARM_LOOKS[arm] for arm in arms})
-        return saved(figure, path)
+    figure = plots.new_figure(WIDTH, 1.0 + 0.3 * len(readings))
+    panels = figure.subplots(1, len(datasets), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, dataset in zip(panels, datasets, strict=True):
+        own = rows["dataset"] == dataset
+        for arm, shift in zip(arms, _dodge(len(arms)), strict=True):
+            chosen = own & (rows["arm"] == arm)
+            places = rows.loc[chosen, "reading"].map(readings.index) + shift
+            _points(axes, values[chosen], places, *ARM_LOOKS[arm])
+        axes.set_title(f"{dataset}, n = {rows.loc[own, 'n'].max():.0f} merges")
+        axes.set_xlabel(f"change from {WITHOUT} (%; of shares: points)")
+    _reading_rows(panels, readings)
+    panels[0].set_xlim(*limits(values))
+    figure.suptitle("mean over merges, paired, and 95 % CI", fontsize=8)
+    legend(figure, {in_words(arm): ARM_LOOKS[arm] for arm in arms})
+    return plots.saved(figure, path)
 
 
+@in_style
 def common(race: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     """The rank correlation of every reading with the test error over merges, on every data set and together.
 
@@ -212,8 +208,6 @@ def common(race: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     Raises:
       ConfigError: nothing to draw.
     """
-    import matplotlib
-
     rows = race[race["tau"].notna()]
     if rows.empty:
         raise ConfigError("no reading has a tau: nothing to draw")
@@ -221,21 +215,21 @@ def common(race: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     decides = rows[rows["dataset"] == datasets[-1]].set_index("reading")["tau"]
     readings = sorted(dict.fromkeys(rows["reading"]), key=lambda r: -decides.get(r, np.nan))
     looks = dict(zip(datasets, itertools.cycle(SET_LOOKS), strict=False)) | {TOGETHER: ("D", "#000000")}
-    with matplotlib.rc_context(RC):
-        figure = plots.new_figure(WIDTH, 1.0 + 0.3 * len(readings))
-        axes = figure.subplots()
-        for dataset, shift in zip(datasets, _dodge(len(datasets)), strict=True):
-            own = rows[rows["dataset"] == dataset]
-            places = own["reading"].map(readings.index) + shift
-            _points(axes, own[["tau", "tau_low", "tau_high"]].astype(float), places, *looks[dataset])
-        _reading_rows([axes], readings)
-        axes.set_xlim(-1.02, 1.02)
-        axes.set_xlabel("Kendall's tau with test error over merges, within a prior, 95 % CI")
-        n = rows.groupby("dataset")["n"].max()
-        legend(figure, {f"{d} ({n[d]:.0f} merges)": looks[d] for d in datasets})
-        return saved(figure, path)
+    figure = plots.new_figure(WIDTH, 1.0 + 0.3 * len(readings))
+    axes = figure.subplots()
+    for dataset, shift in zip(datasets, _dodge(len(datasets)), strict=True):
+        own = rows[rows["dataset"] == dataset]
+        places = own["reading"].map(readings.index) + shift
+        _points(axes, own[["tau", "tau_low", "tau_high"]].astype(float), places, *looks[dataset])
+    _reading_rows([axes], readings)
+    axes.set_xlim(-1.02, 1.02)
+    axes.set_xlabel("Kendall's tau with test error over merges, within a prior, 95 % CI")
+    n = rows.groupby("dataset")["n"].max()
+    legend(figure, {f"{d} ({n[d]:.0f} merges)": looks[d] for d in datasets})
+    return plots.saved(figure, path)
 
 
+@in_style
 def equivalences(equivalence: pd.DataFrame, path: str | os.PathLike, dataset: str) -> list[Path]:
     """How often two nets without prior predict different classes: of one merge, and of a merge and BASELINE.
 
@@ -248,8 +242,6 @@ def equivalences(equivalence: pd.DataFrame, path: str | os.PathLike, dataset: st
     Raises:
       ConfigError: nothing to draw of the data set.
     """
-    import matplotlib
-
     rows = of_dataset(equivalence[equivalence["arm"] == WITHOUT], dataset, "equivalence", "disagreement")
     merges = merges_of(pd.concat([rows["merge_a"], rows["merge_b"]]).to_frame("merge"))
     inputs = [name for name in INPUTS if name in set(rows["inputs"])]
@@ -261,25 +253,24 @@ def equivalences(equivalence: pd.DataFrame, path: str | os.PathLike, dataset: st
         f"to {BASELINE}, other seed": (to_baseline & (rows["kind"] == "different seeds"), "s", "none"),
         f"to {BASELINE}, same seed": (to_baseline & (rows["kind"] == "same seed"), "x", "none"),
     }
-    with matplotlib.rc_context(RC):
-        figure = plots.new_figure(WIDTH, 1.0 + 0.24 * len(merges))
-        panels = figure.subplots(1, len(inputs), sharey=True, squeeze=False)[0]
-        for axes, name in zip(panels, inputs, strict=True):
-            for (chosen, marker, fill), shift in zip(kinds.values(), 1.3 * _dodge(len(kinds)), strict=True):
-                for i, row in rows[chosen & (rows["inputs"] == name)].iterrows():
-                    y, colour = merges.index(other[i]) + shift, plots.style(other[i])[0]
-                    span = [100 * row["disagreement_low"], 100 * row["disagreement_high"]]
-                    axes.plot(span, [y, y], color=colour, linewidth=1.1)
-                    axes.plot(100 * row["disagreement"], y, marker, color=colour, markersize=3.5, fillstyle=fill)
-            axes.grid(visible=False, axis="y")
-            axes.set_xlim(left=0)
-            axes.set(title=INPUTS[name], xlabel="another class (%)")
-        panels[0].set_yticks(range(len(merges)), merges)
-        panels[0].set_ylim(len(merges) - 0.4, -0.6)
-        ci = "95 % CI, " if rows["disagreement_low"].notna().any() else ""
-        figure.suptitle(f"{dataset}, {WITHOUT}: inputs on which two nets differ; {ci}{seeds(rows['n'])}", fontsize=8)
-        legend(figure, {words: (marker, GREY, fill) for words, (_, marker, fill) in kinds.items()})
-        return saved(figure, path)
+    figure = plots.new_figure(WIDTH, 1.0 + 0.24 * len(merges))
+    panels = figure.subplots(1, len(inputs), sharey=True, squeeze=False)[0]
+    for axes, name in zip(panels, inputs, strict=True):
+        for (chosen, marker, fill), shift in zip(kinds.values(), 1.3 * _dodge(len(kinds)), strict=True):
+            for i, row in rows[chosen & (rows["inputs"] == name)].iterrows():
+                y, colour = merges.index(other[i]) + shift, plots.style(other[i])[0]
+                span = [100 * row["disagreement_low"], 100 * row["disagreement_high"]]
+                axes.plot(span, [y, y], color=colour, linewidth=1.1)
+                axes.plot(100 * row["disagreement"], y, marker, color=colour, markersize=3.5, fillstyle=fill)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlim(left=0)
+        axes.set(title=INPUTS[name], xlabel="another class (%)")
+    panels[0].set_yticks(range(len(merges)), merges)
+    panels[0].set_ylim(len(merges) - 0.4, -0.6)
+    ci = "95 % CI, " if rows["disagreement_low"].notna().any() else ""
+    figure.suptitle(f"{dataset}, {WITHOUT}: inputs on which two nets differ; {ci}{seeds(rows['n'])}", fontsize=8)
+    legend(figure, {words: (marker, GREY, fill) for words, (_, marker, fill) in kinds.items()})
+    return plots.saved(figure, path)
 
 
 def _points(axes: "Axes", values: pd.DataFrame, places: pd.Series, marker: str, colour: str) -> None:

@@ -13,14 +13,13 @@ import pandas as pd
 
 from experiments.surface.style import (
     GREY,
-    RC,
     WIDTH,
     axes_at,
+    in_style,
     left_at,
     legend,
     merges_of,
     of_dataset,
-    saved,
     text_at,
 )
 from experiments.surface.tables import ARMS
@@ -50,6 +49,7 @@ class Look(NamedTuple):
     images: list[tuple[float, float, int, np.ndarray]]
 
 
+@in_style
 def planes(planes: pd.DataFrame, corners: pd.DataFrame, path: str | os.PathLike, dataset: str) -> list[Path]:
     """Decision regions on the plane through three images, a row per prior and a column per merge.
 
@@ -64,31 +64,28 @@ def planes(planes: pd.DataFrame, corners: pd.DataFrame, path: str | os.PathLike,
     Raises:
       ConfigError: a table has no row of the data set.
     """
-    import matplotlib
-
     regions = of_dataset(planes, dataset, "planes")
     look = look_of(regions, of_dataset(corners, dataset, "corners"))
     merges, arms = merges_of(regions), [arm for arm in ARMS if arm in set(regions["arm"])]
     left, right, head, foot = 0.75, 0.75, 0.5, 0.42
     column = min((WIDTH - left - right) / len(merges), 1.4)
-    with matplotlib.rc_context(RC):
-        height = head + max(len(arms) * column, 1.9) + foot
-        figure = plots.new_figure(WIDTH, height)
-        figure.set_layout_engine("none")
-        extent = np.ptp(regions["x"])
-        title = f"{dataset}: predicted class on the plane through three images, {extent:.3g} pixel std wide"
-        figure.text(0.1 / WIDTH, 1 - 0.08 / height, title, va="top", fontsize=8)
-        for j, arm in enumerate(arms):
-            for i, merge in enumerate(merges):
-                axes = axes_at(figure, left + i * column, head + j * column, column - 0.04, column - 0.04)
-                draw_regions(axes, regions[(regions["arm"] == arm) & (regions["merge"] == merge)], look)
-                if j == 0:
-                    draw_heading(axes, merge)
-            text_at(figure, 0.1, head + (j + 0.5) * column, arm, fontsize=8)
-        for i in range(len(look.images)):
-            draw_thumbnail(figure, look, i, left + len(merges) * column + 0.1, head + 0.65 * i, 0.45)
-        legend(figure, class_looks(look), **left_at((foot - 0.14) / height))
-        return saved(figure, path)
+    height = head + max(len(arms) * column, 1.9) + foot
+    figure = plots.new_figure(WIDTH, height)
+    figure.set_layout_engine("none")
+    extent = np.ptp(regions["x"])
+    title = f"{dataset}: predicted class on the plane through three images, {extent:.3g} pixel std wide"
+    figure.text(0.1 / WIDTH, 1 - 0.08 / height, title, va="top", fontsize=8)
+    for j, arm in enumerate(arms):
+        for i, merge in enumerate(merges):
+            axes = axes_at(figure, left + i * column, head + j * column, column - 0.04, column - 0.04)
+            draw_regions(axes, regions[(regions["arm"] == arm) & (regions["merge"] == merge)], look)
+            if j == 0:
+                draw_heading(axes, merge)
+        text_at(figure, 0.1, head + (j + 0.5) * column, arm, fontsize=8)
+    for i in range(len(look.images)):
+        draw_thumbnail(figure, look, i, left + len(merges) * column + 0.1, head + 0.65 * i, 0.45)
+    legend(figure, class_looks(look), **left_at((foot - 0.14) / height))
+    return plots.saved(figure, path)
 
 
 # --- What the card shows too ------------------------------------------------------------------------------------------

@@ -1,8 +1,6 @@
 """What the figures of the surface study have in common: who looks how, what is drawn, where it ends, and legends."""
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +17,7 @@ if TYPE_CHECKING:
 WIDTH = 7.0  # inches, a text width
 GREY = "#595959"
 RC = plots.RC | {"axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7}
+in_style = plots.in_style_of(RC)
 WITHOUT = "plain"  # the prior that is none
 ARM_LOOKS = {  # prior -> marker, colour where no merge gives one
     "plain": ("o", GREY),
@@ -69,11 +68,6 @@ def limits(values: pd.DataFrame, log: bool = False) -> tuple[float, float]:
     top = min(np.nanmax([*high, *point]), point.max() + spread)
     pad = 0.12 * ((top - bottom) or spread)
     return float(back(bottom - pad)), float(back(top + pad))
-
-
-def saved(figure: "Figure", path: str | os.PathLike) -> list[Path]:
-    """Writes the figure as PNG and as PDF."""
-    return [plots.save(figure, Path(f"{path}{suffix}")) for suffix in (".png", ".pdf")]
 
 
 def tau_words(row: pd.Series, separator: str) -> str:

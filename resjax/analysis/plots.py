@@ -7,6 +7,7 @@ or darker tone of their family's colour; the marker tells them apart.
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,6 +94,25 @@ SPLITS = {  # split -> colour (None: the merge's), dashes
 }
 
 
+def in_style_of(rc: Mapping) -> Callable[[Callable], Callable]:
+    """Decorates a function that draws: matplotlib is imported when it is called, and `rc` holds while it draws."""
+
+    def decorated(draw: Callable) -> Callable:
+        @wraps(draw)
+        def styled(*args, **options):
+            import matplotlib
+
+            with matplotlib.rc_context(rc):
+                return draw(*args, **options)
+
+        return styled
+
+    return decorated
+
+
+in_style = in_style_of(RC)
+
+
 def of_tables(
     read: Mapping[str, pd.DataFrame], out: str | os.PathLike, plan: Mapping[str, tuple[str, Callable]]
 ) -> list[Path]:
@@ -112,6 +132,7 @@ def style(merge: str) -> tuple[str, str]:
     return MERGE_STYLES.get(merge, UNKNOWN)
 
 
+@in_style
 def curves(run_dir: str | os.PathLike) -> Path:
     """Draws loss and accuracy per epoch into `curves.png` of the run directory.
 
@@ -125,30 +146,27 @@ def curves(run_dir: str | os.PathLike) -> Path:
     course, about = tables.load(run_dir), tables.config_columns(tables.read_config(run_dir))
     broken = course[(course["split"] == "train") & (course["loss"].isna() | course["grad_norm"].isna())]
     diverged = set(broken["seed"])
-    import matplotlib
-
-    with matplotlib.rc_context(RC):
-        figure = new_figure(7.0, 2.9)
-        loss, accuracy = figure.subplots(1, 2)
-        lines = {}
-        for split, (colour, dashes) in SPLITS.items():
-            rows = course[course["split"] == split]
-            look = {"color": colour or style(about["merge"])[0], "linestyle": dashes}
-            if len(rows):
-                lines[split] = _course(loss, rows, "loss", 1, diverged, look)
-                _course(accuracy, rows, "accuracy", 100, diverged, look)
-        for axes, label in ((loss, f"loss ({_loss_unit(run_dir)})"), (accuracy, "accuracy (%)")):
-            axes.set_xlabel("epoch")
-            axes.set_ylabel(label)
-            axes.xaxis.get_major_locator().set_params(integer=True)
-        if (course["loss"] > 0).any():
-            loss.set_yscale("log")
-            _plain_log_ticks(loss)
-        accuracy.legend(lines.values(), lines.keys(), loc="lower right")
-        lost = f", {len(diverged)} diverged" if diverged else ""
-        n = course["seed"].nunique()
-        figure.suptitle(f"{about['merge']} on {about['dataset']}, depth {about['depth']}, n = {n}{lost}")
-        return save(figure, run_dir / records.CURVES)
+    figure = new_figure(7.0, 2.9)
+    loss, accuracy = figure.subplots(1, 2)
+    lines = {}
+    for split, (colour, dashes) in SPLITS.items():
+        rows = course[course["split"] == split]
+        look = {"color": colour or style(about["merge"])[0], "linestyle": dashes}
+        if len(rows):
+            lines[split] = _course(loss, rows, "loss", 1, diverged, look)
+            _course(accuracy, rows, "accuracy", 100, diverged, look)
+    for axes, label in ((loss, f"loss ({_loss_unit(run_dir)})"), (accuracy, "accuracy (%)")):
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    if (course["loss"] > 0).any():
+        loss.set_yscale("log")
+        _plain_log_ticks(loss)
+    accuracy.legend(lines.values(), lines.keys(), loc="lower right")
+    lost = f", {len(diverged)} diverged" if diverged else ""
+    n = course["seed"].nunique()
+    figure.suptitle(f"{about['merge']} on {about['dataset']}, depth {about['depth']}, n = {n}{lost}")
+    return save(figure, run_dir / records.CURVES)
 
 
 def _course(axes: "Axes", rows: pd.DataFrame, metric: str, scale: float, diverged: set, look: dict) -> "Line2D":
@@ -169,6 +187,7 @@ def _course(axes: "Axes", rows: pd.DataFrame, metric: str, scale: float, diverge
     return axes.plot(epochs, mean, linewidth=1.6, marker=marker, markersize=3, **look)[0]
 
 
+@in_style
 def forest(
     differences: pd.DataFrame,
     path: str | os.PathLike,
@@ -190,23 +209,20 @@ def forest(
     Returns:
       The paths of both files.
     """
-    import matplotlib
-
     merges = [m for m in dict.fromkeys(differences["merge"]) if m != baseline]
     datasets = list(dict.fromkeys(differences["dataset"]))
-    with matplotlib.rc_context(RC):
-        figure = new_figure(1.5 + 2.7 * len(datasets), 1.35 + 0.24 * max(len(merges), 2))
-        panels = figure.subplots(1, len(datasets), sharey=True, squeeze=False)[0]
-        for axes, dataset in zip(panels, datasets, strict=True):
-            rows = differences[differences["dataset"] == dataset].set_index("merge")
-            _forest_panel(axes, rows, merges, scale)
-            axes.set_title(_forest_title(dataset, rows, baseline, scale))
-        _spread_out(panels, differences, scale)
-        panels[0].set_yticks(range(len(merges)), merges)
-        panels[0].set_ylim(len(merges) - 0.4, -0.6)
-        words = (f"difference in {label} to {baseline}", f"({unit}; paired by seed, 95 % CI)")
-        figure.supxlabel((" " if len(datasets) > 1 else "\n").join(words), fontsize=9)
-        return [save(figure, Path(f"{path}{suffix}")) for suffix in (".png", ".pdf")]
+    figure = new_figure(1.5 + 2.7 * len(datasets), 1.35 + 0.24 * max(len(merges), 2))
+    panels = figure.subplots(1, len(datasets), sharey=True, squeeze=False)[0]
+    for axes, dataset in zip(panels, datasets, strict=True):
+        rows = differences[differences["dataset"] == dataset].set_index("merge")
+        _forest_panel(axes, rows, merges, scale)
+        axes.set_title(_forest_title(dataset, rows, baseline, scale))
+    _spread_out(panels, differences, scale)
+    panels[0].set_yticks(range(len(merges)), merges)
+    panels[0].set_ylim(len(merges) - 0.4, -0.6)
+    words = (f"difference in {label} to {baseline}", f"({unit}; paired by seed, 95 % CI)")
+    figure.supxlabel((" " if len(datasets) > 1 else "\n").join(words), fontsize=9)
+    return saved(figure, path)
 
 
 def _forest_title(dataset: str, rows: pd.DataFrame, baseline: str, scale: float) -> str:
@@ -251,6 +267,11 @@ def new_figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def saved(figure: "Figure", path: str | os.PathLike, suffixes: Sequence[str] = (".png", ".pdf")) -> list[Path]:
+    """Writes PATH.png and PATH.pdf; returns their paths."""
+    return [save(figure, Path(f"{path}{suffix}")) for suffix in suffixes]
 
 
 def save(figure: "Figure", path: Path) -> Path:

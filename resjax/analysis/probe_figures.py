@@ -11,7 +11,7 @@ import pandas as pd
 
 from resjax import stats
 from resjax.analysis import tables
-from resjax.analysis.plots import RC, new_figure, save
+from resjax.analysis.plots import in_style, new_figure, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,6 +72,7 @@ def of_run(run_dir: str | os.PathLike) -> Iterator[Path]:
             yield _drawn(table.query(look.query) if look.query else table, look, path, Path(run_dir).name)
 
 
+@in_style
 def _drawn(table: pd.DataFrame, look: Look, path: Path, title: str) -> Path:
     import matplotlib
     from matplotlib.lines import Line2D
@@ -79,23 +80,22 @@ def _drawn(table: pd.DataFrame, look: Look, path: Path, title: str) -> Path:
     names = list(dict.fromkeys(table[look.lines])) if look.lines else [""]
     names.sort(key=lambda name: (name.startswith("head"), not name.startswith("stem")))  # JAX has them by the alphabet
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, max(len(names), 2)))
-    with matplotlib.rc_context(RC):
-        figure = new_figure(7.0, 2.5)
-        panels = figure.subplots(1, len(look.panels))
-        for axes, (column, label) in zip(panels, look.panels.items(), strict=True):
-            for name, colour in zip(names, colours, strict=False):
-                _line(axes, table[table[look.lines] == name] if look.lines else table, column, colour)
-            axes.set_title(label, fontsize=8)
-            axes.xaxis.get_major_locator().set_params(integer=True)
-            values = table[column].replace(np.inf, np.nan).dropna()
-            if column != "accuracy" and len(values) and (values > 0).all() and values.max() > 20 * values.min():
-                axes.set_yscale("log")
-        if look.lines:
-            ends = sorted({0, len(names) - 1})
-            handles = [Line2D([], [], color=colours[i], label=names[i]) for i in ends]
-            figure.legend(handles=handles, loc="outside upper center", ncols=2)
-        figure.supxlabel(f"epoch; {title}, n = {table['seed'].nunique()}", fontsize=8)
-        return save(figure, path)
+    figure = new_figure(7.0, 2.5)
+    panels = figure.subplots(1, len(look.panels))
+    for axes, (column, label) in zip(panels, look.panels.items(), strict=True):
+        for name, colour in zip(names, colours, strict=False):
+            _line(axes, table[table[look.lines] == name] if look.lines else table, column, colour)
+        axes.set_title(label, fontsize=8)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        values = table[column].replace(np.inf, np.nan).dropna()
+        if column != "accuracy" and len(values) and (values > 0).all() and values.max() > 20 * values.min():
+            axes.set_yscale("log")
+    if look.lines:
+        ends = sorted({0, len(names) - 1})
+        handles = [Line2D([], [], color=colours[i], label=names[i]) for i in ends]
+        figure.legend(handles=handles, loc="outside upper center", ncols=2)
+    figure.supxlabel(f"epoch; {title}, n = {table['seed'].nunique()}", fontsize=8)
+    return save(figure, path)
 
 
 def _line(axes: "Axes", rows: pd.DataFrame, column: str, colour) -> None:
