@@ -88,6 +88,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def configurations(args: argparse.Namespace) -> dict[str, ConfigDict]:
     """The config of every cell: each merge with the curvature probe, and the sweep. Raises ConfigError."""
+    return {label: config for label, (config, _) in _cells(args).items()}
+
+
+def _cells(args: argparse.Namespace) -> dict[str, tuple[ConfigDict, str]]:
+    """Label -> config, and how the rate follows the batch size; "" for the middle of the sweep, which every rule has."""
     from resjax.models.merges import MERGES
 
     (dataset, *others) = flags.datasets(args.datasets)
@@ -98,9 +103,9 @@ def configurations(args: argparse.Namespace) -> dict[str, ConfigDict]:
     chosen = {}
     for merge in flags.merges(args.merges, MERGES):
         probes = {"probes.curvature": args.every, "probes.images": args.images}
-        chosen[f"{dataset}, {merge}"] = flags.config(args, dataset, merge, **probes)
+        chosen[f"{dataset}, {merge}"] = flags.config(args, dataset, merge, **probes), ""
     for merge in _among(args.swept, args, "--swept"):
-        base = chosen[f"{dataset}, {merge}"]
+        base, _ = chosen[f"{dataset}, {merge}"]
         for rule in args.rates.split(","):
             if rule not in ("fixed", "linear"):
                 raise ConfigError(f"--rates: unknown {rule!r}; choose from fixed, linear")
@@ -110,7 +115,7 @@ def configurations(args: argparse.Namespace) -> dict[str, ConfigDict]:
                 rate = base.optimizer.learning_rate * (size / base.batch_size if rule == "linear" else 1)
                 entries = {"batch_size": size, "optimizer.learning_rate": rate, "eval_every": base.epochs}
                 label = f"{dataset}, {merge}, batch {size}, {rule} rate"
-                chosen[label] = flags.config(args, dataset, merge, **entries)
+                chosen[label] = flags.config(args, dataset, merge, **entries), rule
     _among(args.planes, args, "--planes")
     return chosen
 
@@ -230,8 +235,8 @@ def _with_results(found: study.Study, nets: pd.DataFrame) -> pd.DataFrame:
     reached = nets[["cell", "seed", "error", "test_loss", "generalization_gap", "train_accuracy"]]
     sharp = found.looks["sharpness"].merge(reached, on=["cell", "seed"])
     sharp["batch_size"] = sharp["cell"].map(sizes)
-    sharp["rate"] = sharp["cell"].str.extract(r", (\w+) rate$")[0]
-    both = sharp["rate"].isna()  # the sweep's middle belongs to every rule
+    sharp["rate"] = sharp["cell"].map({label: rule for label, (_, rule) in _cells(found.args).items()})
+    both = sharp["rate"] == ""
     rules = found.args.rates.split(",")
     return pd.concat([sharp[~both], *(sharp[both].assign(rate=rule) for rule in rules)], ignore_index=True)
 

@@ -22,6 +22,7 @@ by signal n.
 """
 
 import argparse
+import itertools
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -81,11 +82,15 @@ def configurations(args: argparse.Namespace) -> dict[str, ConfigDict]:
     flags.refuse(args, PLAIN | AT_THE_END)
     merges = dict.fromkeys([BASELINE, *flags.merges(args.merges, MERGES)])
     return {
-        f"{dataset}, {arm}, {merge}": flags.config(args, dataset, merge, **PRIORS[arm], **AT_THE_END)
+        _label(dataset, arm, merge): flags.config(args, dataset, merge, **PRIORS[arm], **AT_THE_END)
         for dataset in flags.datasets(args.datasets)
         for arm in arms(args)
         for merge in merges
     }
+
+
+def _label(dataset: str, arm: str, merge: str) -> str:
+    return f"{dataset}, {arm}, {merge}"
 
 
 def arms(args: argparse.Namespace) -> list[str]:
@@ -96,10 +101,13 @@ def arms(args: argparse.Namespace) -> list[str]:
 def looks(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """What is asked of every finished run; distances between nets of those without a prior, planes of `DRAWN`."""
     shared = {"images": args.images, "split": "test", "moments": "trained"}
-    labels = list(configurations(args))
 
-    def of(*arms: str) -> dict[str, list[str]]:
-        return {"cells": [label for label in labels if label.split(", ")[1] in arms]}
+    configs = configurations(args)
+
+    def of(*priors: str) -> dict[str, list[str]]:
+        every = itertools.product(flags.datasets(args.datasets), priors, {c.model.merge for c in configs.values()})
+        chosen = {_label(*factors) for factors in every}
+        return {"cells": [label for label in configs if label in chosen]}
 
     return {
         "readings": {"probe": ",".join(READ)} | shared,
