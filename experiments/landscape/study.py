@@ -92,7 +92,7 @@ def configurations(args: argparse.Namespace) -> dict[str, ConfigDict]:
 
 
 def _cells(args: argparse.Namespace) -> dict[str, tuple[ConfigDict, str]]:
-    """Label -> config, and how the rate follows the batch size; "" for the middle of the sweep, which every rule has."""
+    """Label -> config, and how the rate follows the batch size; "" for the sweep's middle, which every rule has."""
     from resjax.models.merges import MERGES
 
     (dataset, *others) = flags.datasets(args.datasets)
