@@ -56,9 +56,9 @@ def _run(config: ConfigDict, workdir: str) -> int:
     from resjax.training import loop, rundir
 
     path = rundir.path_of(config, workdir)
-    before = hosts.on_first(lambda: rundir.read_status(path))
+    before = hosts.run_on_first(lambda: rundir.read_status(path))
     loop.train(config, workdir)
-    diverged = hosts.on_first(lambda: rundir.read_status(path))["diverged"]
+    diverged = hosts.run_on_first(lambda: rundir.read_status(path))["diverged"]
     if hosts.is_first():
         if not (path / records.CURVES).exists():
             plots.curves(path)
@@ -66,7 +66,7 @@ def _run(config: ConfigDict, workdir: str) -> int:
         report.print_run(path)
         if before.get("status") in rundir.FINISHED:
             own = not MERGES[config.model.merge].combine.__module__.startswith("resjax.")
-            hint = "; a merge whose formula has changed needs a new name" * own
+            hint = "; a merge whose formula has changed needs a new name" if own else ""
             print(f"this run was finished before: nothing was done{hint}")
         for seed, reason in diverged.items():
             print(f"seed {seed} diverged: {reason}", file=sys.stderr)

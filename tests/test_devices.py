@@ -148,14 +148,14 @@ def fail(kind):
     raise kind("no good")
 
 mine = np.array([-0.0, 1e-40, np.nan, 3.0] if first else [7.0] * 4, np.float32)
-got = hosts.of_first({"a": mine, "b": np.array(first), "c": np.array(3 if first else 4, np.int32)})
+got = hosts.broadcast({"a": mine, "b": np.array(first), "c": np.array(3 if first else 4, np.int32)})
 assert got["a"].tobytes() == np.array([-0.0, 1e-40, np.nan, 3.0], np.float32).tobytes()
 assert got["b"].dtype == bool and got["b"].shape == () and got["b"] and got["c"] == 3
 assert list(hosts.agree((3, 0) if first else (1, 15))) == [3, 15]
-assert hosts.on_first(lambda: ["only", first]) == ["only", True]
-assert error_of(lambda: hosts.on_first(lambda: fail(ConfigError))) == "ConfigError: no good"
-assert error_of(lambda: hosts.on_first(lambda: fail(FileNotFoundError))) == "OSError: no good"
-assert error_of(lambda: hosts.on_first(lambda: fail(ValueError))) == "RuntimeError: no good"
+assert hosts.run_on_first(lambda: ["only", first]) == ["only", True]
+assert error_of(lambda: hosts.run_on_first(lambda: fail(ConfigError))) == "ConfigError: no good"
+assert error_of(lambda: hosts.run_on_first(lambda: fail(FileNotFoundError))) == "OSError: no good"
+assert error_of(lambda: hosts.run_on_first(lambda: fail(ValueError))) == "RuntimeError: no good"
 assert hosts.together(lambda: first) == first
 expected = "ConfigError: process 1 can't take part: see what it said" if first else "KeyError: 'no good'"
 assert error_of(lambda: hosts.together(lambda: None if first else fail(KeyError))) == expected

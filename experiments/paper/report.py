@@ -34,7 +34,7 @@ def write(results: Path, target: Path, *, smoke: bool = False, failed: Iterable[
     everything = redraw.runs(results)
     runs = sorted((run for run in everything if run.smoke == smoke), key=lambda run: run.header.get("date", ""))
     if not runs:
-        raise ConfigError(f"{results}: no tables of {'small ' * smoke}studies; run them first, without --report-only")
+        raise ConfigError(f"{results}: no tables of {'small ' if smoke else ''}studies; run without --report-only")
     drawn = {run.out: redraw.figures_of(run, everything) for run in runs}
     for name in ("figures", "tables"):
         shutil.rmtree(target / name, ignore_errors=True)
@@ -53,7 +53,7 @@ def write(results: Path, target: Path, *, smoke: bool = False, failed: Iterable[
         for number, question in questions().items()
     ]
     header = {
-        "command": f"python -m experiments.paper{' --smoke' * smoke}",
+        "command": f"python -m experiments.paper{' --smoke' if smoke else ''}",
         "runs": f"{len(runs)}; command, number of replicas, commit, device and date stand below each question",
         "intervals": "95 %, corrected for the number of comparisons only where Holm is named",
     }

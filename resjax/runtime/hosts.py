@@ -53,7 +53,7 @@ def agree(values: tuple[int, ...]) -> np.ndarray:
     return multihost_utils.process_allgather(np.array(values, np.int32)).max(0)
 
 
-def of_first(value):
+def broadcast(value):
     """What the first process has, a tree of arrays whose shapes and types are the same everywhere."""
     if jax.process_count() == 1:
         return value
@@ -63,7 +63,7 @@ def of_first(value):
     return jax.tree.map(lambda b, a: np.asarray(b).view(a.dtype).reshape(a.shape), sent, value)
 
 
-def on_first(function: Callable[[], object]) -> object:
+def run_on_first(function: Callable[[], object]) -> object:
     """Calls `function` in the first process alone; all return its result (JSON), or raise its error."""
     if jax.process_count() == 1:
         return function()
@@ -74,9 +74,9 @@ def on_first(function: Callable[[], object]) -> object:
         except Exception as error:
             answer = {"error": str(error), "kind": next((k for k, e in _KINDS.items() if isinstance(error, e)), "")}
     text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
-    length = int(of_first(np.int32(len(text))))
+    length = int(broadcast(np.int32(len(text))))
     padded = text if is_first() else np.zeros(length, np.uint8)
-    answer = json.loads(np.asarray(of_first(padded)).tobytes())
+    answer = json.loads(np.asarray(broadcast(padded)).tobytes())
     if "error" in answer:
         raise _KINDS.get(answer["kind"], RuntimeError)(answer["error"])
     return answer["result"]

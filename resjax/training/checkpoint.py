@@ -88,7 +88,7 @@ class Checkpoints:
     def wait(self) -> None:
         """Returns when all is on disk. Raises OSError, with what to do, if something is not."""
         pending, self._pending = self._pending, None
-        hosts.on_first(lambda: pending.result() if pending else None)
+        hosts.run_on_first(lambda: pending.result() if pending else None)
 
     def _write(self, number: int, step: int, epoch: int, arrays: dict[str, np.ndarray]) -> None:
         import orbax.checkpoint as ocp
@@ -117,12 +117,12 @@ class Checkpoints:
           ConfigError: there are some but none is good, or the newest does not fit `like`.
         """
         arrays = flatten(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like))
-        found = hosts.on_first(lambda: self._restore_into(arrays))
+        found = hosts.run_on_first(lambda: self._restore_into(arrays))
         if found is None:
             return None
         self._count, *position = found
         self._position = step, epoch = tuple(position)
-        return Saved(step, epoch, unflatten(hosts.of_first(arrays), like))
+        return Saved(step, epoch, unflatten(hosts.broadcast(arrays), like))
 
     def _restore_into(self, arrays: dict[str, np.ndarray]) -> tuple[int, int, int] | None:
         """Replaces `arrays` by those of the newest good one; returns its number, step and epoch."""

@@ -53,7 +53,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Path:
     config_lib.check(config)
     build.check(config.model)
     path = rundir.path_of(config, workdir)
-    if hosts.on_first(lambda: rundir.read_status(path).get("status")) in rundir.FINISHED:
+    if hosts.run_on_first(lambda: rundir.read_status(path).get("status")) in rundir.FINISHED:
         return path
     dataset, task, replicas = hosts.together(lambda: _prepare(config))
     run = rundir.RunDir(config, workdir)
@@ -62,10 +62,14 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Path:
         ExitStack() as opened,
         Checkpoints(path / "checkpoints", config.checkpoint_keep) as checkpoints,
     ):
-        hosts.on_first(lambda: opened.enter_context(run) and None)
+        hosts.run_on_first(lambda: _enter(opened, run))
         startup.keep_compiled_programs(config.compilation_cache)  # first now: a refused run writes nothing
         _Run(task, dataset, replicas, run, checkpoints, signals).train()
     return path
+
+
+def _enter(opened: ExitStack, run: rundir.RunDir) -> None:
+    opened.enter_context(run)
 
 
 def _prepare(config: ConfigDict) -> tuple[Dataset, step.Task, Replicas]:
@@ -159,7 +163,7 @@ class _Run:
         self._write_status("diverged" if diverged else "done", diverged)
 
     def _write_status(self, status: str, diverged: dict[int, int] | None = None) -> None:
-        hosts.on_first(lambda: self.run.write_status(status, self.epoch, diverged))
+        hosts.run_on_first(lambda: self.run.write_status(status, self.epoch, diverged))
 
     def _begin(self) -> None:
         """Takes up what was reached before; says what differs from then."""
@@ -175,7 +179,7 @@ class _Run:
             self.states = self.init(x_1xHxWxC, own_seeds)
         # Who starts over looks before training again.
         kept = self.epoch if saved else -1
-        self.rows, forgotten = hosts.on_first(lambda: self.run.keep_metrics_until(kept))
+        self.rows, forgotten = hosts.run_on_first(lambda: self.run.keep_metrics_until(kept))
         if gap := history.gap(self.rows, self.seeds, self.epoch, self.config.early_stopping):
             raise ConfigError(f"{self.run.path}/metrics.jsonl lacks {gap}: to start over, delete {self.run.path}")
         where = {
@@ -184,7 +188,7 @@ class _Run:
             "processes": jax.process_count(),
             "cores": startup.cores(),
         }
-        changed = hosts.on_first(lambda: self.run.write_env(continued=bool(saved), **where))
+        changed = hosts.run_on_first(lambda: self.run.write_env(continued=bool(saved), **where))
         if hosts.is_first() and changed:
             print(
                 f"note: the bits of this run may differ from an unbroken one's: now {', '.join(changed)}",
@@ -239,7 +243,7 @@ class _Run:
         stopped = history.stopped(self.rows + rows, self.config.early_stopping)
         kept = [seed for seed in seeds if seed not in ended]
         self._probe(epoch, kept, last=[seed for seed in kept if stopped.get(seed) == epoch])
-        hosts.on_first(lambda: self.run.append_metrics(rows))
+        hosts.run_on_first(lambda: self.run.append_metrics(rows))
         self.progress.show(epoch, rows)
         self.rows += rows
         self.epoch, self.sums = epoch, self._zeros(step.Sums.zeros())
@@ -255,7 +259,7 @@ class _Run:
             if names and chosen:
                 states = hosts.fetch(self.states)
                 own = {seed: jax.tree.map(itemgetter(self.seeds.index(seed)), states) for seed in chosen}
-                hosts.on_first(partial(self._look, names, epoch, own))
+                hosts.run_on_first(partial(self._look, names, epoch, own))
 
     def _look(self, names: list[str], epoch: int, own: dict[int, step.State]) -> None:
         for name, rows in self.probing.look(names, epoch, own).items():
@@ -315,7 +319,7 @@ class _Run:
             "per_seed": per_seed,
             "statistics": over_replicas(per_seed),
         }
-        hosts.on_first(lambda: self.run.write_summary(summary))
+        hosts.run_on_first(lambda: self.run.write_summary(summary))
 
 
 _SCORES = ((0, "loss"), (1, "accuracy"))

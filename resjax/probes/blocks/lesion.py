@@ -161,8 +161,8 @@ def _order(size: int, pairs: Sequence[tuple[int, int]]) -> tuple[int, ...]:
 def _run(
     net: nn.Module, train: bool, variables: dict[str, Any], x: jax.Array, edit: Callable[[Call], jax.Array] = as_it_is
 ) -> tuple[jax.Array, OrderedDict[str, Point]]:
-    words = {"train": train, "mutable": ["batch_stats"], "rngs": {"dropout": jax.random.key(0)}}
-    (logits_BxK, _), points = apply_with_points(net, variables, x, edit, **words)
+    kwargs = {"train": train, "mutable": ["batch_stats"], "rngs": {"dropout": jax.random.key(0)}}
+    (logits_BxK, _), points = apply_with_points(net, variables, x, edit, **kwargs)
     return logits_BxK, points
 
 

@@ -50,9 +50,9 @@ def as_it_is(call: Call) -> jax.Array:
 
 
 def apply_with_points(
-    net: nn.Module, variables: Mapping[str, Any], x: jax.Array, edit: Callable[[Call], jax.Array] = as_it_is, **words
+    net: nn.Module, variables: Mapping[str, Any], x: jax.Array, edit: Callable[[Call], jax.Array] = as_it_is, **kwargs
 ) -> tuple[Any, OrderedDict[str, Point]]:
-    """`net.apply(variables, x, **words)` with `edit(call)` in place of every z, and its merge points in their order.
+    """`net.apply(variables, x, **kwargs)` with `edit(call)` in place of every z, and its merge points in their order.
 
     A point is named by the path of the module around it, such as "stage1_block2"; if that runs again, "...#2". The
     dictionary is an OrderedDict since JAX sorts the keys of a plain one, on the way out of `jit` for instance.
@@ -64,7 +64,7 @@ def apply_with_points(
       variables: its collections.
       x: its input [B, ...].
       edit: gives the z of a point, of the shape that the merge would give.
-      words: keywords of `net.apply`, and of the net's call.
+      kwargs: keywords of `net.apply`, and of the net's call.
 
     Raises:
       ConfigError: the net has no merge points.
@@ -91,7 +91,7 @@ def apply_with_points(
         return z
 
     with nn.intercept_methods(visit):
-        out = net.apply(variables, x, **words)
+        out = net.apply(variables, x, **kwargs)
     if not points:
         raise ConfigError(f"{type(net).__name__} has no merge points: submodules named 'merge', called with s and f")
     return out, points

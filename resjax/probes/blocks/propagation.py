@@ -62,8 +62,8 @@ def propagation(
 def _points(
     net: nn.Module, train: bool, variables: dict[str, Any], x: jax.Array, key: jax.Array, edit=as_it_is
 ) -> OrderedDict[str, Point]:
-    words = {"train": train, "mutable": ["batch_stats"], "rngs": {"dropout": key}}
-    return apply_with_points(net, variables, x, edit, **words)[1]
+    kwargs = {"train": train, "mutable": ["batch_stats"], "rngs": {"dropout": key}}
+    return apply_with_points(net, variables, x, edit, **kwargs)[1]
 
 
 @lru_cache

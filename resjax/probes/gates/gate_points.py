@@ -32,7 +32,7 @@ class Around(NamedTuple):
 
 
 def apply_with_gates(
-    net: nn.Module, variables: Mapping[str, Any], x: jax.Array, edit: Callable[[Call], jax.Array] = as_it_is, **words
+    net: nn.Module, variables: Mapping[str, Any], x: jax.Array, edit: Callable[[Call], jax.Array] = as_it_is, **kwargs
 ) -> tuple[Any, OrderedDict[str, Around], dict[str, Merge | None]]:
     """`apply_with_points`, with what lies around the points, and the merge that each declares.
 
@@ -44,7 +44,7 @@ def apply_with_gates(
       variables: its collections.
       x: its input [B, ...].
       edit: gives the z of a point; it calls the merge once.
-      **words: keywords of `net.apply` and of the net's call; `mutable`, if given, is a list.
+      **kwargs: keywords of `net.apply` and of the net's call; `mutable`, if given, is a list.
 
     Returns:
       What the net returns, without what Linen captures; and both by the names of the points.
@@ -59,8 +59,8 @@ def apply_with_gates(
         merges[call.name] = declared if isinstance(declared, Merge) else None
         return edit(call)
 
-    words = {"mutable": []} | words
-    (out, state), points = apply_with_points(net, variables, x, declaring, capture_intermediates=True, **words)
+    kwargs = {"mutable": []} | kwargs
+    (out, state), points = apply_with_points(net, variables, x, declaring, capture_intermediates=True, **kwargs)
     around = OrderedDict()
     for name, point in points.items():
         path, _, run = name.partition("#")

@@ -83,8 +83,8 @@ def _measured(net, loss, variables, x, targets, key):
             at_f, at_z = shifts[call.name] if shifts else (0, 0)
             return call.merge(call.s, call.f + at_f) + at_z
 
-        words = {"train": True, "mutable": ["batch_stats"], "rngs": {"dropout": key}}
-        logits, points, declared = apply_with_gates(net, variables | {"params": params}, x, edit, **words)
+        kwargs = {"train": True, "mutable": ["batch_stats"], "rngs": {"dropout": key}}
+        logits, points, declared = apply_with_gates(net, variables | {"params": params}, x, edit, **kwargs)
         merges.update(declared)
         return jnp.mean(loss(logits, targets)), points
 
