@@ -21,8 +21,8 @@ import orbax.checkpoint  # noqa: F401
 import sklearn.metrics  # noqa: F401
 
 from resjax import main
-from resjax.analysis import report  # noqa: F401
-from resjax.runtime import progress
+from resjax.analysis import plots, report  # noqa: F401
+from resjax.runtime import progress, startup  # noqa: F401
 from resjax.training import loop  # noqa: F401
 
 EPOCHS = 60

@@ -12,10 +12,11 @@ from jax.nn import sigmoid
 from resjax import config
 from resjax.config import ConfigError
 from resjax.models.build import build
+from resjax.models.costs import costs
 from resjax.models.gates import SimAM
 from resjax.models.merges import MERGES, Merge
 from resjax.models.resnet import MergePoint
-from resjax.probes.gates.masks import costs, masks
+from resjax.probes.gates.masks import masks
 from resjax.probes.gates.saturation import BINS, OF_BLOCK, OF_GATE, position, saturation
 from resjax.probes.subject import Subject
 

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from resjax.config import ConfigError
 from resjax.data import batches
 from resjax.data.dataset import Dataset
+from resjax.models.costs import costs
 from resjax.models.frozen import calibrated, frozen
 from resjax.ntk.empirical import empirical_ntk
 from resjax.ntk.learning_curve import learning_curve
@@ -69,7 +70,7 @@ def measure(config: ConfigDict, workdir: str | os.PathLike, pool: int) -> dict[s
     """
     run = reopen(config, workdir)
     images = pool_of(run.dataset, pool)
-    flops = _flops(run.task.net, next(iter(run.initial.values()), None), images.x_MxHxWxC[:1])
+    flops = costs(run.task.net, images.x_MxHxWxC.shape[1:])["flops"]
     rows: dict[str, list[dict]] = {"predictors": [], "regression": [], "spectra": []}
     for seed in run.seeds:
         start = calibrated(run.task.net, run.initial[seed], images.x_MxHxWxC[: images.n])
@@ -127,10 +128,3 @@ def _modes(modes: Spectrum) -> Iterator[dict[str, float]]:
     for rank in np.unique(np.geomspace(1, modes.points, RANKS).round().astype(int)):
         eigenvalue, power = modes.eigenvalues[rank - 1] / modes.trace, share[rank - 1]
         yield {"rank": rank, "eigenvalue": eigenvalue, "power": power, "negative": modes.negative / modes.trace}
-
-
-def _flops(net, variables: dict | None, x_1xHxWxC: jax.Array) -> float:
-    """Of one forward pass of one image, as the compiler counts them."""
-    if variables is None:
-        return np.nan
-    return float(jax.jit(net.apply).lower(variables, x_1xHxWxC).cost_analysis()["flops"])

@@ -209,7 +209,7 @@ def with_metrics(found: study.Study) -> pd.DataFrame:
 def costs() -> pd.DataFrame:
     """A row per merge of COSTED: parameters and flops of ResNet-20 on a 32x32x3 image, and those above `add`'s."""
     from resjax.models.build import build
-    from resjax.probes.gates.masks import costs as costs_of
+    from resjax.models.costs import costs as costs_of
 
     model, rows = config_lib.base().model, []
     for merge in COSTED:

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import scipy.linalg
 
 from resjax.config import ConfigError
+from resjax.ntk.ridge import inverse, left_out
 from resjax.ntk.spectrum import Spectrum, checked
 from resjax.theory.eigenlearning import off_train
 
@@ -73,15 +73,10 @@ def _errors(
 ) -> tuple[float, float]:
     """Mean squared error on all points after the first `seen` of the order; and on these, `rows` left out at a time."""
     train, test = order[:seen], order[seen:]
-    block = matrix[np.ix_(train, train)]
-    block[np.diag_indices(seen)] += ridge
     try:
-        inverse = scipy.linalg.cho_solve(scipy.linalg.cho_factor(block), np.eye(seen), overwrite_b=True)
+        Q = inverse(matrix[np.ix_(train, train)], ridge)
     except np.linalg.LinAlgError:
         raise ConfigError(f"the kernel of {seen} points is singular: add a ridge") from None
-    weights = inverse @ y[train]
+    weights = Q @ y[train]
     error = np.mean((matrix[np.ix_(test, train)] @ weights - y[test]) ** 2)
-    # Leaving out a sample leaves out all its rows: (Q_ii)^-1 (Q y)_i with blocks of Q = (K + ridge)^-1.
-    blocks = np.einsum("icid->icd", inverse.reshape(seen // rows, rows, -1, rows))
-    left_out = np.linalg.solve(blocks, weights.reshape(seen // rows, rows, -1))
-    return float(error), float(np.mean(left_out**2))
+    return float(error), float(np.mean(left_out(Q, weights, rows) ** 2))

@@ -3,8 +3,8 @@
     evidence = Evidence(apply_fn, params, initial_params, x, labels, n, kernel, flops)
     evaluate(evidence, "init")  # {"leave_one_out": 0.41, ...}
 
-`PREDICTORS` maps each name to its function, sign, cost and source. Of the kernel: `kernel_predictors`; of the net:
-`net_predictors`; the zero-cost proxies of architecture search: `zero_cost`. Importing this module registers all.
+`PREDICTORS` maps each name to its function, sign, cost and source. Of the kernel: `kernel`; of the net:
+`net`; the zero-cost proxies of architecture search: `zero_cost`. Importing this module registers all.
 To add one, decorate a function of `Evidence` with `register`.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 from scipy.sparse.linalg import ArpackError
 
 from resjax.config import ConfigError
-from resjax.predictors import kernel as kernel_predictors  # noqa: F401 (they register)
+from resjax.predictors import kernel, net, zero_cost  # noqa: F401 (they register)
 from resjax.predictors.evidence import Evidence
 from resjax.predictors.registry import PREDICTORS, Predictor, register
 

@@ -13,9 +13,10 @@ import jax
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import DictKey, Partial
-from scipy.linalg import cho_factor, cho_solve
 
 from resjax.config import ConfigError
+from resjax.ntk.empirical import flat
+from resjax.ntk.ridge import inverse
 from resjax.predictors import programs
 
 ASYMMETRY = 1e-5  # of the kernel's largest entry; what a float32 kernel may have by rounding
@@ -123,8 +124,7 @@ class Evidence:
     @cached_property
     def pool_matrix(self) -> np.ndarray:
         """[M C, M C] the kernel in units of `scale`."""
-        size = len(self.x) * self.classes
-        matrix = np.asarray(self.kernel.transpose(0, 2, 1, 3).reshape(size, size), np.float64) / self.scale
+        matrix = np.asarray(flat(self.kernel), np.float64) / self.scale
         return (matrix + matrix.T) / 2
 
     @property
@@ -135,8 +135,7 @@ class Evidence:
     @cached_property
     def inverse(self) -> np.ndarray:
         """[n C, n C] Q = (K + ridge I)^-1. Raises LinAlgError if that is not positive definite."""
-        identity = np.eye(self.targets.size)
-        return cho_solve(cho_factor(self.matrix + self.ridge * identity), identity)
+        return inverse(self.matrix, self.ridge)
 
     @cached_property
     def dual(self) -> np.ndarray:

@@ -9,6 +9,7 @@ there.
 import numpy as np
 
 from resjax.config import ConfigError
+from resjax.ntk.ridge import left_out
 from resjax.predictors.evidence import Evidence
 from resjax.predictors.registry import register
 from resjax.theory import eigenlearning
@@ -45,13 +46,8 @@ def eigenlearning_error(evidence: Evidence) -> float:
     "leave_one_out", sign=+1, cost="O((nC)^3)", source="Allen 1974 (PRESS); in blocks for several outputs", at="both"
 )
 def leave_one_out(evidence: Evidence) -> float:
-    """Error on each training sample of the regression without it: exact, residual_i = (Q_ii)^-1 (Qy)_i.
-
-    To leave a sample out is to leave out all its C pairs, so Q_ii is a C x C block. For C = 1: (Qy)_i / Q_ii.
-    """
-    n, C = evidence.n, evidence.classes
-    blocks_nxCxC = np.einsum("icid->icd", evidence.inverse.reshape(n, C, n, C))
-    residuals = np.linalg.solve(blocks_nxCxC, evidence.dual.reshape(n, C, 1))
+    """Error on each training sample of the regression without it, whose C pairs are left out together."""
+    residuals = left_out(evidence.inverse, evidence.dual, evidence.classes)
     return np.mean(residuals**2) / np.mean(evidence.targets**2)
 
 

@@ -23,6 +23,7 @@ from jax import lax
 from jax.tree_util import Partial
 
 from resjax.config import ConfigError
+from resjax.ntk.empirical import flat
 
 
 def ntk_parametrised(net: nn.Module, variables: dict[str, Any]) -> tuple[Partial, Any]:
@@ -63,7 +64,7 @@ class Kernels(NamedTuple):
         """From [n + m, n + m, C, C] (or [n + m, n + m]) of the training samples, then the test samples."""
         kernel = kernel[..., None, None] if kernel.ndim == 2 else kernel
         C = kernel.shape[-1]
-        matrix = np.asarray(kernel, np.float64).transpose(0, 2, 1, 3).reshape(len(kernel) * C, -1)
+        matrix = flat(np.asarray(kernel, np.float64))
         return cls(matrix[: n * C, : n * C], matrix[n * C :, : n * C])
 
 
