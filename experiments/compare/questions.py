@@ -6,6 +6,8 @@ from experiments.paper.questions import Question
 COMMANDS = (
     "--datasets=digits --merges=core --seeds=12 --tune --tune_factors=.3,1,3,10 --tune_epochs=20"
     " --out=results/compare_digits",
+    "--datasets=digits --merges=sig_sig --seeds=12 --tune --tune_factors=.3,1,3,10 --tune_seeds=10 --tune_epochs=20"
+    " --out=results/compare_digits_sig_sig",
     "--datasets=digits --merges=all --seeds=12 --out=results/compare_digits_all",
     "--datasets=cifar10,cifar100 --merges=core --seeds=6 --depth=8 --width=8 --train_size=5000 --batch_size=64"
     " --epochs=6 --set eval_every=6 --tune --tune_factors=1,4 --tune_epochs=2 --out=results/compare_cifar",
