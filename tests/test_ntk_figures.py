@@ -11,6 +11,7 @@ from scipy.stats import kendalltau
 
 from experiments.ntk_generalization import figures as ntk_figures
 from resjax.analysis import plots
+from resjax.analysis.spectra import spectra
 from resjax.config import ConfigError
 
 MERGES = ["mul", "add", "gate_sig"]
@@ -48,7 +49,7 @@ def spectra_table(moments=("init", "trained")):
 def test_spectra_show_eigenvalues_and_power_of_every_merge(tmp_path, drawn):
     table = spectra_table()
     table.loc[table["rank"] == 32, "eigenvalue"] = 0.0  # clipped: no place on a log axis
-    check_files(ntk_figures.spectra(table, tmp_path / "spectra"), "spectra")
+    check_files(spectra(table, tmp_path / "spectra"), "spectra")
     figure = drawn[0]
     assert len(figure.axes) == 2 * 2 * 2 and legend_names(figure) == ["add", "mul", "gate_sig"]
     eigenvalue, trained, power, _ = figure.axes[:4]
@@ -62,7 +63,7 @@ def test_spectra_show_eigenvalues_and_power_of_every_merge(tmp_path, drawn):
 
 
 def test_spectra_of_the_initial_kernels_alone(tmp_path, drawn):
-    ntk_figures.spectra(spectra_table(["init"]).query("dataset == 'digits (80 images)'"), tmp_path / "init")
+    spectra(spectra_table(["init"]).query("dataset == 'digits (80 images)'"), tmp_path / "init")
     assert len(drawn[0].axes) == 2
 
 
@@ -162,8 +163,8 @@ def test_trained_nets_stand_over_the_predictor_cell_by_cell(tmp_path, drawn):
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (lambda path: ntk_figures.spectra(spectra_table().drop(columns="power"), path), "no column power"),
-        (lambda path: ntk_figures.spectra(spectra_table().iloc[:0], path), "no rows"),
+        (lambda path: spectra(spectra_table().drop(columns="power"), path), "no column power"),
+        (lambda path: spectra(spectra_table().iloc[:0], path), "no rows"),
         (
             lambda path: ntk_figures.predicted_against_measured(predictions().assign(measured=0), path),
             "nothing to draw",

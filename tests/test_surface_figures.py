@@ -15,7 +15,7 @@ from experiments.surface import figures as surface_figures
 from experiments.surface import planes as surface_planes
 from experiments.surface import style as surface_style
 from experiments.surface.tables import ARMS, READINGS
-from resjax.analysis import plots
+from resjax.analysis import plots, regions
 from resjax.config import ConfigError
 
 MERGES = ["add", "mul", "gate_sig_bn"]
@@ -175,7 +175,7 @@ def test_planes_show_classes_by_colour_and_their_lead_by_depth(tmp_path, drawn):
     pale = 1 - 0.7 * (1 - np.array([to_rgb(c) for c in ("#004488", "#99DDFF", "#BB5566")]))
     assert np.asarray(picture.get_array())[[0, 0, 4], [0, 4, 4]] == pytest.approx(pale)  # classes 3, 7 and 1
     assert picture.get_extent() == [-2.5, 2.5, -2.5, 2.5] and panels[0].get_aspect() == 1
-    assert [at(panels[0], m) for m in surface_planes.CORNER_MARKERS] == [[(-1, 0)], [(1, -1)], [(1, 1)]]
+    assert [at(panels[0], m) for m in regions.CORNER_MARKERS] == [[(-1, 0)], [(1, -1)], [(1, 1)]]
     assert [len(axes.images) for axes in panels] == [1, 1, 1, 1, 0, 1]  # of the mul trained with mixup is no plane
     for i, axes in enumerate(thumbnails):
         np.testing.assert_array_equal(axes.images[0].get_array(), np.arange(6 * i, 6 * i + 6).reshape(2, 3))
@@ -185,7 +185,7 @@ def test_classes_beyond_the_palette_are_grey():
     planes, corners = plane_tables()
     many = planes.assign(label=np.arange(len(planes)) % 40)
     look = surface_planes.look_of(many, corners)
-    assert len(look.colours) == 3 + 7 + 1 and look.colours[None] == surface_planes.REST
+    assert len(look.colours) == 3 + 7 + 1 and look.colours[None] == regions.REST
     assert len(set(look.colours.values())) == 11
 
 

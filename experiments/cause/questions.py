@@ -31,5 +31,8 @@ QUESTIONS = {
             {"quantity": "D4", "blocks": 2, "width": 128},
         ),
     ),
-    "Q20": Question("Is a merge's error for lack of capacity?"),
+    "Q20": Question(
+        "Is a merge's error for lack of capacity?",
+        figures={"": "Difference to the sum under sixteen interventions, and what each supports; 95 % CI"},
+    ),
 }

@@ -1,10 +1,9 @@
-"""Figures of the kernel study, drawn from tables alone: spectra, predicted errors, the race of the predictors.
+"""Figures of the kernel study, drawn from tables alone: predicted errors, the race of the predictors.
 
 Each is 7 inches wide and written as PNG and PDF; merges look as in every other figure (`plots.style`).
 """
 
 import os
-from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,52 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 7.0  # inches, a text width
-GREY = "#595959"
-MOMENTS = {"init": "at initialization", "trained": "after training"}
 FILLS = ("full", "none", "left", "top")  # one per data set where colour and marker are the merge's
 BARS = {"linestyle": "none", "elinewidth": 0.7, "markersize": 4.5, "markeredgewidth": 0.8}
-
-
-@plots.in_style
-def spectra(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
-    """Draws the kernels' eigenvalues and the target's power in their top modes, two panel rows per data set.
-
-    Args:
-      table: one row per (dataset, merge, moment, seed, rank): moment is "init" or "trained", rank starts at 1,
-        eigenvalue is its share of the trace, power the share of the target in the modes up to rank.
-      path: of the figure, to which .png and .pdf are appended.
-
-    Returns:
-      The paths of both files. Lines are means over seeds, bands span all seeds.
-
-    Raises:
-      ConfigError: a column is missing.
-    """
-    _need(table, ["dataset", "merge", "moment", "seed", "rank", "eigenvalue", "power"])
-    datasets = list(dict.fromkeys(table["dataset"]))
-    moments = [moment for moment in MOMENTS if moment in set(table["moment"])]
-    figure = plots.new_figure(WIDTH, 0.6 + 3.8 * len(datasets))
-    panels = figure.subplots(2 * len(datasets), len(moments), squeeze=False, sharex=False)
-    for d, dataset in enumerate(datasets):
-        for column, moment in enumerate(moments):
-            rows = table[(table["dataset"] == dataset) & (table["moment"] == moment)]
-            eigenvalue, power = panels[2 * d : 2 * d + 2, column]
-            for merge, of_merge in rows.groupby("merge", sort=False):
-                _band(eigenvalue, of_merge[of_merge["eigenvalue"] > 0], "eigenvalue", merge)
-                _band(power, of_merge, "power", merge)
-            eigenvalue.set_title(f"{dataset}\n{MOMENTS[moment]}, {rows['seed'].nunique()} seeds")
-            eigenvalue.set_yscale("log")
-            power.set_ylim(0, 1.03)
-            for axes in (eigenvalue, power):
-                axes.set_xscale("log")
-            power.set_xlabel("rank")
-        panels[2 * d, 0].set_ylabel("eigenvalue / trace")
-        panels[2 * d + 1, 0].set_ylabel("target power up to rank")
-        for row in panels[2 * d : 2 * d + 2]:
-            _share_y(row)
-    _legend(figure, table["merge"], line="-")
-    return plots.saved(figure, path)
 
 
 @plots.in_style
@@ -85,7 +40,7 @@ def predicted_against_measured(table: pd.DataFrame, path: str | os.PathLike) -> 
     """
     from matplotlib.ticker import FixedLocator, PercentFormatter
 
-    _need(table, ["dataset", "merge", "method", "n", "predicted", "measured"])
+    plots.need(table, ["dataset", "merge", "method", "n", "predicted", "measured"])
     table = table[(table["predicted"] > 0) & (table["measured"] > 0)]
     if table.empty:
         raise ConfigError("no row has a predicted and a measured error above 0: nothing to draw")
@@ -93,7 +48,7 @@ def predicted_against_measured(table: pd.DataFrame, path: str | os.PathLike) -> 
     fills = dict(zip(dict.fromkeys(table["dataset"]), FILLS * len(table), strict=False))
     bounds = table[["predicted", "measured"]]
     limits = np.array([0.8 * bounds.min().min(), 1.25 * bounds.max().max()])
-    figure = plots.new_figure(WIDTH, 4.6)
+    figure = plots.new_figure(plots.WIDTH, 4.6)
     panels = figure.subplots(
         2, len(methods), squeeze=False, sharex=True, sharey="row", gridspec_kw={"height_ratios": [2, 1]}
     )
@@ -102,10 +57,10 @@ def predicted_against_measured(table: pd.DataFrame, path: str | os.PathLike) -> 
         panels[1, 0].yaxis.set_major_locator(FixedLocator([-0.5, -0.1, 0, 0.1, 0.5, 3, 20]))
     for (upper, lower), method in zip(panels.T, methods, strict=True):
         rows = table[table["method"] == method]
-        upper.plot(limits, limits, color=GREY, linewidth=0.8)
-        lower.axhline(0, color=GREY, linewidth=0.8)
+        upper.plot(limits, limits, color=plots.GREY, linewidth=0.8)
+        lower.axhline(0, color=plots.GREY, linewidth=0.8)
         for (dataset, merge), of_merge in rows.groupby(["dataset", "merge"], sort=False):
-            look = _look(merge) | BARS | {"fillstyle": fills[dataset]}
+            look = plots.look(merge) | BARS | {"fillstyle": fills[dataset]}
             x, y = of_merge["measured"], of_merge["predicted"]
             upper.errorbar(x, y, _bars(of_merge, "predicted"), _bars(of_merge, "measured"), **look)
             lower.plot(x, y / x - 1, **{k: v for k, v in look.items() if k != "elinewidth"})
@@ -118,7 +73,7 @@ def predicted_against_measured(table: pd.DataFrame, path: str | os.PathLike) -> 
     panels[1, 0].yaxis.set_major_formatter(PercentFormatter(1))
     panels[0, 0].set_ylabel("predicted MSE")
     panels[1, 0].set_ylabel("off by")
-    _legend(figure, table["merge"], fills=fills if len(fills) > 1 else {})
+    plots.merge_legend(figure, table["merge"], fills=fills if len(fills) > 1 else {})
     return plots.saved(figure, path)
 
 
@@ -138,19 +93,19 @@ def race_forest(result: pd.DataFrame, path: str | os.PathLike, top: int | None =
     """
     import matplotlib
 
-    _need(result, ["predictor", "baseline", "configurations", "cells", "seeds", "tau", "psi_merge"])
+    plots.need(result, ["predictor", "baseline", "configurations", "cells", "seeds", "tau", "psi_merge"])
     ranked = result.sort_values("tau", ascending=False, ignore_index=True)
     plain = ranked.index[ranked["baseline"].astype(bool)][:1]
     rows = ranked.loc[sorted({*ranked.index[:top], *plain})]
     with matplotlib.rc_context(plots.RC | {"ytick.labelsize": 7.5}):
-        figure = plots.new_figure(WIDTH, 1.3 + 0.155 * max(len(rows), 4))
+        figure = plots.new_figure(plots.WIDTH, 1.3 + 0.155 * max(len(rows), 4))
         panels = figure.subplots(1, 2, sharey=True)
         for axes, name in zip(panels, ("tau", "psi_merge"), strict=True):
             axes.axvline(0, color="black", linewidth=0.8)
             if len(plain):
-                axes.axvline(ranked.loc[plain[0], name], color=GREY, linewidth=0.8, linestyle=(0, (3, 2)))
+                axes.axvline(ranked.loc[plain[0], name], color=plots.GREY, linewidth=0.8, linestyle=(0, (3, 2)))
             for y, (_, row) in enumerate(rows.iterrows()):
-                colour, face = (GREY, "white") if row["baseline"] else ("#0072B2", "#0072B2")
+                colour, face = (plots.GREY, "white") if row["baseline"] else ("#0072B2", "#0072B2")
                 axes.plot(row[[f"{name}_low", f"{name}_high"]], [y, y], color=colour, linewidth=1.2)
                 axes.plot(row[name], y, "o", color=colour, markerfacecolor=face, markersize=4)
         panels[0].set_xlabel("Kendall's tau-b, mean over cells")
@@ -170,9 +125,9 @@ def _forest_legend(figure: "Figure", axes: "Axes", plain: bool) -> None:
     dot = {"marker": "o", "markersize": 4}
     handles = axes.plot([], [], color="#0072B2", label="predictor", **dot)
     if plain:
-        handles += axes.plot([], [], color=GREY, markerfacecolor="white", label="plain baseline", **dot)
+        handles += axes.plot([], [], color=plots.GREY, markerfacecolor="white", label="plain baseline", **dot)
         handles += axes.plot(
-            [], [], color=GREY, linestyle=(0, (3, 2)), linewidth=0.8, label="best plain baseline by tau"
+            [], [], color=plots.GREY, linestyle=(0, (3, 2)), linewidth=0.8, label="best plain baseline by tau"
         )
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
 
@@ -196,23 +151,23 @@ def trained_against_predicted(
     Raises:
       ConfigError: a column is missing, or no row has both values.
     """
-    _need(table, ["dataset", "train_size", "merge", "depth", "width", "seed", target, predictor])
+    plots.need(table, ["dataset", "train_size", "merge", "depth", "width", "seed", target, predictor])
     table = table[np.isfinite(table[target]) & np.isfinite(table[predictor])]
     if table.empty:
         raise ConfigError(f"no row has both {predictor} and {target}: nothing to draw")
     cells = list(table.groupby(["dataset", "train_size"], sort=False, dropna=False))
     columns = min(3, len(cells))
     height = ceil(len(cells) / columns)
-    figure = plots.new_figure(WIDTH, 0.8 + 2.3 * height)
+    figure = plots.new_figure(plots.WIDTH, 0.8 + 2.3 * height)
     panels = figure.subplots(height, columns, squeeze=False).ravel()
     for axes in panels[len(cells) :]:
         axes.set_visible(False)
     for axes, ((dataset, train_size), rows) in zip(panels, cells, strict=False):
         tau = sign * _scatter(axes, rows, predictor, target)
-        axes.set_title(f"{_short(dataset)}, n = {train_size}\ntau = {tau:.2f}", fontsize=8)
+        axes.set_title(f"{plots.short(dataset)}, n = {train_size}\ntau = {tau:.2f}", fontsize=8)
         axes.set_xlabel(predictor.replace("_", " "))
     figure.supylabel("test error of the trained net (%)", fontsize=9)
-    _legend(figure, table["merge"])
+    plots.merge_legend(figure, table["merge"])
     return plots.saved(figure, path)
 
 
@@ -226,32 +181,11 @@ def _scatter(axes: "Axes", rows: pd.DataFrame, predictor: str, target: str) -> f
         points.append((of_one[predictor].mean(), ci["mean"]))
         medians.append(of_one[[predictor, target]].median())  # as race.race has it
         reach = [[ci["mean"] - ci["ci_low"]], [ci["ci_high"] - ci["mean"]]] if ci["n"] > 1 else None
-        axes.errorbar(*points[-1], yerr=reach, **_look(merge) | BARS)
+        axes.errorbar(*points[-1], yerr=reach, **plots.look(merge) | BARS)
     x, y = np.array(points).T
     if x.min() > 0 and x.max() > 30 * x.min():
         axes.set_xscale("log")
     return float(kendalltau(*np.array(medians).T).statistic) if len(points) > 1 else float("nan")
-
-
-def _band(axes: "Axes", rows: pd.DataFrame, column: str, merge: str) -> None:
-    by_rank = rows.groupby("rank")[column]
-    mean, colour = by_rank.mean(), plots.style(merge)[0]
-    axes.fill_between(mean.index, by_rank.min(), by_rank.max(), color=colour, alpha=0.18, linewidth=0)
-    look = _look(merge) | {"markersize": 3.5, "markevery": _marks(mean.index.to_numpy(), merge)}
-    axes.plot(mean.index, mean, linewidth=1.1, **look)
-
-
-def _marks(ranks: np.ndarray, merge: str) -> list[int]:
-    """Where a line has its marker: evenly on the log axis, shifted per merge so that none hides another."""
-    shift = list(plots.MERGE_STYLES).index(merge) % 7 if merge in plots.MERGE_STYLES else 0
-    at = np.searchsorted(ranks, np.geomspace(1, max(ranks[-1], 2) if len(ranks) else 2, 22)[shift::7])
-    return sorted({int(i) for i in at if i < len(ranks)})
-
-
-def _share_y(panels: Sequence["Axes"]) -> None:
-    low, high = zip(*(axes.get_ylim() for axes in panels), strict=True)
-    for axes in panels:
-        axes.set_ylim(min(low), max(high))
 
 
 def _plain_log(axis, limits: np.ndarray) -> None:
@@ -267,30 +201,3 @@ def _bars(rows: pd.DataFrame, column: str) -> np.ndarray | None:
     if f"{column}_low" not in rows:
         return None
     return np.stack([rows[column] - rows[f"{column}_low"], rows[f"{column}_high"] - rows[column]]).clip(0)
-
-
-def _look(merge: str) -> dict:
-    colour, marker = plots.style(merge)
-    return {"color": colour, "marker": marker}
-
-
-def _legend(figure: "Figure", merges: pd.Series, line: str = "none", fills: dict[str, str] | None = None) -> None:
-    """Below the panels: every merge in the order of MERGE_STYLES, and the fill of every data set."""
-    from matplotlib.lines import Line2D
-
-    known = [*plots.MERGE_STYLES, *merges]
-    looks = {m: _look(m) for m in sorted(set(merges), key=known.index)}
-    looks |= {_short(d): {"color": GREY, "marker": "o", "fillstyle": fill} for d, fill in (fills or {}).items()}
-    handles = [Line2D([], [], linestyle=line, markersize=5, label=name, **look) for name, look in looks.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), columnspacing=1.2)
-
-
-def _short(dataset: str) -> str:
-    """Without the number of images in brackets, which n says."""
-    return dataset.split(" (")[0]
-
-
-def _need(table: pd.DataFrame, columns: Sequence[str]) -> None:
-    lacking = [column for column in columns if column not in table.columns]
-    if lacking or table.empty:
-        raise ConfigError(f"the table has no column {', '.join(lacking)}" if lacking else "the table has no rows")

@@ -12,17 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from experiments.surface.planes import class_looks, draw_heading, draw_regions, draw_thumbnail, look_of
+from experiments.surface.planes import draw_heading, look_of
 from experiments.surface.style import (
     ARM_LOOKS,
-    GREY,
-    WIDTH,
     WITHOUT,
-    axes_at,
     in_style,
     in_words,
     left_at,
-    legend,
     limits,
     merges_of,
     of_dataset,
@@ -31,6 +27,7 @@ from experiments.surface.style import (
 )
 from experiments.surface.tables import ARMS, BASELINE, ENOUGH, READINGS, Reading
 from resjax.analysis import plots
+from resjax.analysis.regions import class_looks, draw_regions, draw_thumbnail
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,30 +70,32 @@ def card(
     taus = race[race["dataset"] == dataset].set_index("reading")
     merges, arms = merges_of(table), [arm for arm in ARMS if arm in set(table["arm"])]
     drawn = [r for r in READINGS if table.loc[table["reading"] == r, "mean"].notna().any()]
-    column = (WIDTH - LEFT - RIGHT) / len(merges)
+    column = (plots.WIDTH - LEFT - RIGHT) / len(merges)
     side, head, note = min(column - 0.04, 0.65), 0.45, _note(table, arms)
     foot = 0.74 + 0.12 * note.count("\n")
     height = head + side + 0.12 + len(drawn) * (STRIP + GAP) + foot
-    figure = plots.new_figure(WIDTH, height)
+    figure = plots.new_figure(plots.WIDTH, height)
     figure.set_layout_engine("none")
-    figure.text(0.1 / WIDTH, 1 - 0.08 / height, f"{dataset}: report card", va="top", fontsize=10, fontweight="bold")
+    figure.text(
+        0.1 / plots.WIDTH, 1 - 0.08 / height, f"{dataset}: report card", va="top", fontsize=10, fontweight="bold"
+    )
     for i, merge in enumerate(merges):
-        axes = axes_at(figure, LEFT + (i + 0.5) * column - side / 2, head, side, side)
+        axes = plots.axes_at(figure, LEFT + (i + 0.5) * column - side / 2, head, side, side)
         draw_heading(axes, merge)
         draw_regions(axes, regions[(regions["arm"] == WITHOUT) & (regions["merge"] == merge)], look)
     for i in range(len(look.images)):
         draw_thumbnail(figure, look, i, 0.1 + 0.42 * i, head, 0.36)
-    text_at(figure, LEFT + len(merges) * column + 0.06, head + side / 2, _race_words(taus), color=GREY)
+    text_at(figure, LEFT + len(merges) * column + 0.06, head + side / 2, _race_words(taus), color=plots.GREY)
     for j, reading in enumerate(drawn):
         top = head + side + 0.12 + j * (STRIP + GAP)
-        axes = axes_at(figure, LEFT, top, len(merges) * column, STRIP)
+        axes = plots.axes_at(figure, LEFT, top, len(merges) * column, STRIP)
         _strip(axes, table[table["reading"] == reading], merges, arms, READINGS[reading])
         text_at(figure, 0.1, top + STRIP / 2, _label(READINGS[reading]), fontsize=7)
         if reading in taus.index:
             _tau(figure, LEFT + len(merges) * column + 0.06, top + STRIP / 2, taus.loc[reading])
-    legend(figure, _arm_looks(arms), **left_at((foot - 0.06) / height))
-    legend(figure, class_looks(look), **left_at((foot - 0.38) / height))
-    figure.text(0.1 / WIDTH, 0.06 / height, note, va="bottom", fontsize=6.5, color=GREY)
+    plots.legend(figure, _arm_looks(arms), **left_at((foot - 0.06) / height))
+    plots.legend(figure, class_looks(look), **left_at((foot - 0.38) / height))
+    figure.text(0.1 / plots.WIDTH, 0.06 / height, note, va="bottom", fontsize=6.5, color=plots.GREY)
     return plots.saved(figure, path)
 
 
@@ -179,5 +178,5 @@ def _note(table: pd.DataFrame, arms: Sequence[str]) -> str:
 
 
 def _arm_looks(arms: Sequence[str]) -> dict[str, tuple[str, str, str]]:
-    looks = {in_words(arm): (ARM_LOOKS[arm][0], GREY, "full" if arm == WITHOUT else "none") for arm in arms}
-    return looks | {"all replicas diverged": ("x", GREY, "full")}
+    looks = {in_words(arm): (ARM_LOOKS[arm][0], plots.GREY, "full" if arm == WITHOUT else "none") for arm in arms}
+    return looks | {"all replicas diverged": ("x", plots.GREY, "full")}

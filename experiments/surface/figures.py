@@ -15,12 +15,9 @@ import pandas as pd
 
 from experiments.surface.style import (
     ARM_LOOKS,
-    GREY,
-    WIDTH,
     WITHOUT,
     in_style,
     in_words,
-    legend,
     limits,
     merges_of,
     of_dataset,
@@ -138,7 +135,7 @@ def _panels(
     arms = [arm for arm in arms if arm in set(rows["arm"])]
     if not kinds or not arms:
         raise ConfigError(f"no {' or '.join(words)} of {' or '.join(ARMS)}: nothing to draw")
-    figure = plots.new_figure(WIDTH, 0.75 + 1.65 * len(kinds))
+    figure = plots.new_figure(plots.WIDTH, 0.75 + 1.65 * len(kinds))
     grid = figure.subplots(len(kinds), len(arms), sharex="row", sharey="row", squeeze=False)
     for line, kind in zip(grid, kinds, strict=True):
         for axes, arm in zip(line, arms, strict=True):
@@ -148,7 +145,7 @@ def _panels(
     for axes, arm in zip(grid[0], arms, strict=True):
         axes.set_title(arm)
     figure.suptitle(f"{rows['dataset'].iloc[0]}; mean and 95 % CI, {seeds(rows['n'])}", fontsize=8)
-    legend(figure, {m: plots.style(m)[::-1] for m in merges_of(rows)}, line="-")
+    plots.legend(figure, {m: plots.style(m)[::-1] for m in merges_of(rows)}, line="-")
     return plots.saved(figure, path)
 
 
@@ -178,7 +175,7 @@ def priors(priors: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     datasets = list(dict.fromkeys(rows["dataset"]))
     readings = [r for r in READINGS if r in set(rows["reading"])]
     values = 100 * rows[["relative", "relative_low", "relative_high"]].astype(float)
-    figure = plots.new_figure(WIDTH, 1.0 + 0.3 * len(readings))
+    figure = plots.new_figure(plots.WIDTH, 1.0 + 0.3 * len(readings))
     panels = figure.subplots(1, len(datasets), sharex=True, sharey=True, squeeze=False)[0]
     for axes, dataset in zip(panels, datasets, strict=True):
         own = rows["dataset"] == dataset
@@ -191,7 +188,7 @@ def priors(priors: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     _reading_rows(panels, readings)
     panels[0].set_xlim(*limits(values))
     figure.suptitle("mean over merges, paired, and 95 % CI", fontsize=8)
-    legend(figure, {in_words(arm): ARM_LOOKS[arm] for arm in arms})
+    plots.legend(figure, {in_words(arm): ARM_LOOKS[arm] for arm in arms})
     return plots.saved(figure, path)
 
 
@@ -215,7 +212,7 @@ def common(race: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     decides = rows[rows["dataset"] == datasets[-1]].set_index("reading")["tau"]
     readings = sorted(dict.fromkeys(rows["reading"]), key=lambda r: -decides.get(r, np.nan))
     looks = dict(zip(datasets, itertools.cycle(SET_LOOKS), strict=False)) | {TOGETHER: ("D", "#000000")}
-    figure = plots.new_figure(WIDTH, 1.0 + 0.3 * len(readings))
+    figure = plots.new_figure(plots.WIDTH, 1.0 + 0.3 * len(readings))
     axes = figure.subplots()
     for dataset, shift in zip(datasets, _dodge(len(datasets)), strict=True):
         own = rows[rows["dataset"] == dataset]
@@ -225,7 +222,7 @@ def common(race: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     axes.set_xlim(-1.02, 1.02)
     axes.set_xlabel("Kendall's tau with test error over merges, within a prior, 95 % CI")
     n = rows.groupby("dataset")["n"].max()
-    legend(figure, {f"{d} ({n[d]:.0f} merges)": looks[d] for d in datasets})
+    plots.legend(figure, {f"{d} ({n[d]:.0f} merges)": looks[d] for d in datasets})
     return plots.saved(figure, path)
 
 
@@ -253,7 +250,7 @@ def equivalences(equivalence: pd.DataFrame, path: str | os.PathLike, dataset: st
         f"to {BASELINE}, other seed": (to_baseline & (rows["kind"] == "different seeds"), "s", "none"),
         f"to {BASELINE}, same seed": (to_baseline & (rows["kind"] == "same seed"), "x", "none"),
     }
-    figure = plots.new_figure(WIDTH, 1.0 + 0.24 * len(merges))
+    figure = plots.new_figure(plots.WIDTH, 1.0 + 0.24 * len(merges))
     panels = figure.subplots(1, len(inputs), sharey=True, squeeze=False)[0]
     for axes, name in zip(panels, inputs, strict=True):
         for (chosen, marker, fill), shift in zip(kinds.values(), 1.3 * _dodge(len(kinds)), strict=True):
@@ -269,7 +266,7 @@ def equivalences(equivalence: pd.DataFrame, path: str | os.PathLike, dataset: st
     panels[0].set_ylim(len(merges) - 0.4, -0.6)
     ci = "95 % CI, " if rows["disagreement_low"].notna().any() else ""
     figure.suptitle(f"{dataset}, {WITHOUT}: inputs on which two nets differ; {ci}{seeds(rows['n'])}", fontsize=8)
-    legend(figure, {words: (marker, GREY, fill) for words, (_, marker, fill) in kinds.items()})
+    plots.legend(figure, {words: (marker, plots.GREY, fill) for words, (_, marker, fill) in kinds.items()})
     return plots.saved(figure, path)
 
 

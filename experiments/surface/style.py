@@ -1,6 +1,5 @@
 """What the figures of the surface study have in common: who looks how, what is drawn, where it ends, and legends."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,16 +10,13 @@ from resjax.analysis import plots
 from resjax.config import ConfigError
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 7.0  # inches, a text width
-GREY = "#595959"
 RC = plots.RC | {"axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7}
 in_style = plots.in_style_of(RC)
 WITHOUT = "plain"  # the prior that is none
 ARM_LOOKS = {  # prior -> marker, colour where no merge gives one
-    "plain": ("o", GREY),
+    "plain": ("o", plots.GREY),
     "augment": ("^", "#0072B2"),
     "mixup": ("s", "#D55E00"),
     "noise": ("D", "#CC79A7"),
@@ -81,38 +77,9 @@ def in_words(arm: str) -> str:
     return arm if arm == ARMS[arm] else f"{arm}: {ARMS[arm]}"
 
 
-def legend(figure: "Figure", looks: Mapping[str, tuple[str, ...]], line: str = "none", **place) -> None:
-    """A legend in as few rows as fit, below the panels.
-
-    Args:
-      figure: that gets it.
-      looks: words -> marker, colour and, unless it is full, the style of its filling.
-      line: style of the line through the markers.
-      place: options of Matplotlib, for another place.
-    """
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], label=words, marker=marker, color=colour, fillstyle=(*fill, "full")[0], linestyle=line)
-        for words, (marker, colour, *fill) in looks.items()
-    ]
-    for handle in handles:
-        handle.set(linewidth=1.1, markersize=4.5)
-    inches = 0.055 * sum(map(len, looks)) + 0.4 * len(looks)
-    rows = -(-inches // (WIDTH - 0.3))
-    look = {"loc": "outside lower center", "fontsize": 7, "columnspacing": 1, "handletextpad": 0.4}
-    figure.legend(handles=handles, ncols=int(-(-len(handles) // rows)), **(look | place))
-
-
 def left_at(y: float) -> dict:
     """The place of a legend at the left edge, below this share of the figure's height."""
-    return {"loc": "upper left", "bbox_to_anchor": (0.05 / WIDTH, y), "borderpad": 0, "borderaxespad": 0}
-
-
-def axes_at(figure: "Figure", left: float, top: float, width: float, height: float) -> "Axes":
-    """Axes at a place in inches, measured from the upper left."""
-    w, h = figure.get_size_inches()
-    return figure.add_axes((left / w, 1 - (top + height) / h, width / w, height / h))
+    return {"loc": "upper left", "bbox_to_anchor": (0.05 / plots.WIDTH, y), "borderpad": 0, "borderaxespad": 0}
 
 
 def text_at(figure: "Figure", left: float, top: float, text: str, **look) -> None:

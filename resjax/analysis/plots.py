@@ -16,6 +16,7 @@ import pandas as pd
 
 from resjax import records, stats
 from resjax.analysis import tables
+from resjax.config import ConfigError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,6 +67,8 @@ MERGE_STYLES: dict[str, tuple[str, str]] = {  # merge -> colour, marker
     "stopgrad_s": ("#B39700", "<"),
     "stopgrad_f": ("#B39700", ">"),
 }
+GREY = "#595959"
+WIDTH = 7.0  # inches, a text width
 UNKNOWN = ("#7F7F7F", ".")  # a merge registered elsewhere
 
 RC = {
@@ -295,3 +298,61 @@ def _plain_log_ticks(axes: "Axes") -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5), numticks=12))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def look(merge: str) -> dict:
+    """Colour and marker of a merge, as options of Matplotlib."""
+    colour, marker = style(merge)
+    return {"color": colour, "marker": marker}
+
+
+def merge_legend(figure: "Figure", merges: pd.Series, line: str = "none", fills: dict[str, str] | None = None) -> None:
+    """Below the panels: every merge in the order of MERGE_STYLES, and the fill of every data set."""
+    from matplotlib.lines import Line2D
+
+    known = [*MERGE_STYLES, *merges]
+    looks = {m: look(m) for m in sorted(set(merges), key=known.index)}
+    looks |= {short(d): {"color": GREY, "marker": "o", "fillstyle": fill} for d, fill in (fills or {}).items()}
+    handles = [Line2D([], [], linestyle=line, markersize=5, label=name, **look) for name, look in looks.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), columnspacing=1.2)
+
+
+def short(dataset: str) -> str:
+    """A data set without the number of images in brackets, which n says."""
+    return dataset.split(" (")[0]
+
+
+def need(table: pd.DataFrame, columns: Sequence[str]) -> None:
+    """Raises ConfigError if the table has no rows, or lacks a column."""
+    lacking = [column for column in columns if column not in table.columns]
+    if lacking or table.empty:
+        raise ConfigError(f"the table has no column {', '.join(lacking)}" if lacking else "the table has no rows")
+
+
+def legend(figure: "Figure", looks: Mapping[str, tuple[str, ...]], line: str = "none", **place) -> None:
+    """A legend in as few rows as fit, below the panels.
+
+    Args:
+      figure: that gets it.
+      looks: words -> marker, colour and, unless it is full, the style of its filling.
+      line: style of the line through the markers.
+      place: options of Matplotlib, for another place.
+    """
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], label=words, marker=marker, color=colour, fillstyle=(*fill, "full")[0], linestyle=line)
+        for words, (marker, colour, *fill) in looks.items()
+    ]
+    for handle in handles:
+        handle.set(linewidth=1.1, markersize=4.5)
+    inches = 0.055 * sum(map(len, looks)) + 0.4 * len(looks)
+    rows = -(-inches // (WIDTH - 0.3))
+    look = {"loc": "outside lower center", "fontsize": 7, "columnspacing": 1, "handletextpad": 0.4}
+    figure.legend(handles=handles, ncols=int(-(-len(handles) // rows)), **(look | place))
+
+
+def axes_at(figure: "Figure", left: float, top: float, width: float, height: float) -> "Axes":
+    """Axes at a place in inches, measured from the upper left."""
+    w, h = figure.get_size_inches()
+    return figure.add_axes((left / w, 1 - (top + height) / h, width / w, height / h))
