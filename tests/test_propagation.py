@@ -18,7 +18,7 @@ from resjax.models.merges import MERGES
 from resjax.probes.blocks.merge_points import apply_with_points
 from resjax.probes.blocks.propagation import propagation
 from resjax.theory.laws import gaussian
-from resjax.theory.signal import blocks
+from resjax.theory.mean_field import blocks
 
 pytestmark = pytest.mark.usefixtures("each_key_once")
 

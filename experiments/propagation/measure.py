@@ -18,7 +18,7 @@ from resjax.models.merges import MERGES, Merge
 from resjax.probes.blocks.propagation import propagation
 from resjax.probes.subject import Subject
 from resjax.theory.laws import gaussian
-from resjax.theory.signal import blocks, safe_depth, stages
+from resjax.theory.mean_field import blocks, safe_depth, stages
 from resjax.training import probing, step
 from resjax.training.loop import make_task
 from resjax.training.trained import reopen
@@ -89,7 +89,7 @@ def _described(model: ConfigDict) -> bool:
 
 
 def _in_theory(model: ConfigDict) -> tuple[Merge, dict]:
-    """The merge at its init, and the keywords of `resjax.theory.signal.block`."""
+    """The merge at its init, and the keywords of `resjax.theory.mean_field.block`."""
     given = {"branch_scale": model.scale, "extra_bias": model.gate_bias}
     merge = replace(MERGES[model.merge], **{name: value for name, value in given.items() if value is not None})
     return merge, {"norm": model.norm, "activation": ACTIVATIONS[model.activation]}

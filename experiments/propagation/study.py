@@ -5,7 +5,7 @@
 
 Q3: do BatchNorms on both sides with bias 1 (mul_bn1) make means 1 and gradients stable? ResNets of several depths and
 a wide residual mlp, with BatchNorm and with LayerNorm, many seeds: moments of every block's output, and the gain of
-gradient power per block, against mean-field theory (resjax/theory/signal.py); the scale g of mul_bn1 and mul_res is
+gradient power per block, against mean-field theory (resjax/theory/mean_field.py); the scale g of mul_bn1 and mul_res is
 swept in the mlp, and the literal relu(s*f) of a post-activation ResNet is looked at with either shortcut.
 Q16: standard deviations forwards and backwards in plain stacks, by initialiser. Q18: zeros of ReLUs against units that
 are never active, in the only nets that this study trains and in plain stacks.

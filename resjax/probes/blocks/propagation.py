@@ -1,4 +1,4 @@
-"""What happens to signal and gradients from block to block, measured: the other side of `resjax.theory.signal`.
+"""What happens to signal and gradients from block to block, measured: the other side of `resjax.theory.mean_field`.
 
 The z of a row is the merge's output, before an activation that may follow; theory's, given a `post_activation`, is
 after it. A unit is one entry of a sample's z: one channel at one position.

@@ -16,7 +16,7 @@ from resjax.models.layers import Linear, Norm
 from resjax.models.merges import EPS, MERGES, Merge
 from resjax.models.resnet import Block
 from resjax.theory.laws import Law, gaussian
-from resjax.theory.signal import block, blocks, branch_constant, critical, safe_depth
+from resjax.theory.mean_field import block, blocks, branch_constant, critical, safe_depth
 
 C = np.pi / (np.pi - 1)
 

@@ -21,7 +21,7 @@ from resjax.analysis import plots, tables
 from resjax.config import ConfigError
 from resjax.models.merges import MERGES
 from resjax.sweep import measuring
-from resjax.theory.signal import branch_constant, stages
+from resjax.theory.mean_field import branch_constant, stages
 
 # --- Theory of stages -------------------------------------------------------------------------------------------
 C = branch_constant()
