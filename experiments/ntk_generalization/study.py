@@ -86,6 +86,7 @@ def raced(running: study.Study) -> list[Path]:
     if args.workers and running.launcher is not launchers.in_this_process:
         raise ConfigError("--workers is for --launcher=local; else --jobs")
     pools = configurations(args)
+    running.start(next(iter(pools.values()))[0])
     for config, pool in {config.dataset.name: (config, pool) for config, pool in pools.values()}.values():
         pool_of(load(config.dataset), pool)  # complains before anything is trained
     outcomes = running.train({label: config for label, (config, _) in pools.items()})

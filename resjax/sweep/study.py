@@ -57,11 +57,15 @@ class Study:
     _measured: list[measuring.Measured] = field(default_factory=list)
     _began: float = field(default_factory=time.monotonic)
 
+    def start(self, config: ConfigDict, register: Callable[[], None] | None = None) -> None:
+        """Starts JAX for runs of `config`, before anything is computed; `register`: of `runs.trainer`."""
+        self.trainer = self.trainer or runs.trainer(self.launcher, config, register)
+
     def train(
         self, configs: Mapping[str, ConfigDict], register: Callable[[], None] | None = None
     ) -> list[runs.Outcome]:
         """Trains what is not trained yet (label -> config); `register`: of `runs.trainer`. Raises ConfigError."""
-        self.trainer = self.trainer or runs.trainer(self.launcher, next(iter(configs.values())), register)
+        self.start(next(iter(configs.values())), register)
         found = runs.run(configs, self.trainer, self.args.workdir, self.console, self.launcher)
         self.outcomes += found
         for outcome in found:
