@@ -29,6 +29,7 @@ from ml_collections import ConfigDict
 from experiments.ntk_generalization import figures as ntk_figures
 from resjax import config as config_lib
 from resjax.analysis import plots, race, tables
+from resjax.analysis.spectra import spectra as draw_spectra
 from resjax.config import ConfigError
 from resjax.sweep import flags, launchers, measuring, runs, study
 
@@ -209,7 +210,7 @@ def draw(out: str | Path) -> list[Path]:
     best = kernels.loc[kernels["tau"].fillna(-2).idxmax()]
     of_best = partial(ntk_figures.trained_against_predicted, predictor=best["predictor"], sign=best["sign"])
     plan = {
-        "_spectra": ("_spectra", ntk_figures.spectra),
+        "_spectra": ("_spectra", draw_spectra),
         "_regression": ("_regression", lambda t, path: ntk_figures.predicted_against_measured(by_method(t), path)),
         "_race": ("_race", ntk_figures.race_forest),
         "_best": ("", of_best),
