@@ -80,6 +80,7 @@ def by_rate(tuning: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     several = rows.groupby("task")["arm"].nunique()
     tasks = sorted(several.index[several == several.max()])
     arms, merges = _order(rows[rows["task"].isin(tasks)], "arm"), _order(rows, "merge")
+    floor = max(_FLOOR, rows["error"].min() / 2)
     figure = new_figure(7.0, 0.8 + 1.6 * len(tasks))
     grid = figure.subplots(len(tasks), len(arms), squeeze=False, sharex=True, sharey=True)
     for line, task in zip(grid, tasks, strict=True):
@@ -95,7 +96,7 @@ def by_rate(tuning: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
                 axes.plot(lost, [_TOP] * len(lost), color=colour, marker=marker, markersize=3, mfc="white", ls="")
             axes.set_xscale("log")
             axes.set_yscale("log")
-            axes.set_ylim(_FLOOR, 1.5 * _TOP)
+            axes.set_ylim(floor, 1.5 * _TOP)
             axes.xaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_major_formatter("{x:g}")
         line[0].set_ylabel(_title(task))
