@@ -3,6 +3,7 @@
   python -m experiments.cause --smoke
   python -m experiments.cause                                                          # the cube, on a laptop
   python -m experiments.cause --designs=axes --out=results/cause/axes                  # other widths and depths
+  python -m experiments.cause --designs=far --out=results/cause/far                    # width 512, eight blocks
   python -m experiments.cause --designs=digits,cifar10 --out=results/cause/images --launcher=submitit
   python -m experiments.cause --designs=battery --out=results/cause/battery
   python -m experiments.cause --designs=rates --out=results/cause/rates
@@ -77,7 +78,7 @@ class Part:
     recipes: tuple[str, ...] = ("",)
 
 
-ALONE = ("axes", "battery", "rates")  # designs with tables of their own
+ALONE = ("axes", "far", "battery", "rates")  # designs with tables of their own
 RECIPES = {  # name of the arm -> changes of the config
     "": {},
     "no clipping": {"optimizer.clip_norm": 0.0},
@@ -100,8 +101,13 @@ DESIGNS: dict[str, tuple[Part, ...]] = {
     "cube": (Part((*_CONTRAST, "cube10_degree4", "cube10_degree1"), alphas=_SCALES, recipes=tuple(RECIPES)),),
     "axes": (
         Part(_CONTRAST, merges=_SOME, inits=1),
-        Part(_CONTRAST, widths=(64, 256, 512), merges=_SOME, inits=1),
-        Part(_CONTRAST, blocks=(4, 8), merges=_SOME, inits=1),
+        Part(_CONTRAST, widths=(64, 256), merges=_SOME, inits=1),
+        Part(_CONTRAST, blocks=(4,), merges=_SOME, inits=1),
+    ),
+    "far": (  # the axes' ends, which take an hour
+        Part(_CONTRAST, merges=_SOME, inits=1),
+        Part(_CONTRAST, widths=(512,), merges=_SOME, inits=1),
+        Part(_CONTRAST, blocks=(8,), merges=_SOME, inits=1),
     ),
     "digits": _images("digits"),
     "cifar10": _images("cifar10"),
