@@ -7,6 +7,7 @@ COMMANDS = (
     "--designs=cube --out=results/cause/cause",
     "--designs=rates --out=results/cause/rates",
     "--designs=axes --out=results/cause/axes",
+    "--designs=far --out=results/cause/far",
     "--designs=battery --out=results/cause/battery",
     "--designs=digits --out=results/cause/digits",
     "--designs=cifar100 --merges=mul,gate_sig --seeds=4 --inits=1 --out=results/cause/cifar100",
