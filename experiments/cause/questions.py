@@ -34,6 +34,9 @@ QUESTIONS = {
     ),
     "Q20": Question(
         "Is a merge's error for lack of capacity?",
-        figures={"": "Difference to the sum under sixteen interventions, and what each supports; 95 % CI"},
+        figures={
+            "axes": "Difference to the sum by width and number of blocks: kernels, small steps, clipped recipe",
+            "": "Difference to the sum under sixteen interventions, and what each supports; 95 % CI",
+        },
     ),
 }
