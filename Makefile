@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test lint smoke bench notebook figures paper paper-smoke clean
+.PHONY: setup run test test-all lint smoke bench notebook figures paper paper-smoke clean
 
 setup: $(VENV)/.done
 
@@ -21,6 +21,9 @@ run: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+test-all: setup  # with the slow ones, which add two minutes
+	$(BIN)/python -m pytest -m "slow or not slow"
 
 lint: setup
 	$(BIN)/ruff check

@@ -35,6 +35,7 @@ def net(merge, activation, **entries):
     return c
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("merge", "highest"), [("add", 1), ("mul", 4)])
 def test_two_blocks_without_activations_have_degree_two_to_the_blocks(merge, highest, tmp_path):
     found = degrees.measure(net(merge, "none"), tmp_path, test=8, lines=3, rate=1e-3, share=0.01)
@@ -45,6 +46,7 @@ def test_two_blocks_without_activations_have_degree_two_to_the_blocks(merge, hig
     np.testing.assert_allclose(energy.groupby(["split", "moment"])["energy"].sum(), 1)
 
 
+@pytest.mark.slow
 def test_rates_are_the_one_asked_for_or_a_share_of_the_stability_limit(tmp_path):
     config = net("mul", "relu", **{"model.norm": "ln", "model.depth": 4, "seeds": 1})
     found = degrees.measure(config, tmp_path, test=8, lines=1, rate=1e-3, share=0.1)

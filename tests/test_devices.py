@@ -100,6 +100,7 @@ def test_several_devices_give_the_losses_of_one(tmp_path, one_device):
         check_close(workdir, one_device)
 
 
+@pytest.mark.slow
 def test_a_batch_over_two_processes_gives_the_losses_of_one(tmp_path, one_device):
     codes, said = finish(*together(tmp_path, "--config.seeds=1"))
     assert codes == [0, 0], said
@@ -107,6 +108,7 @@ def test_a_batch_over_two_processes_gives_the_losses_of_one(tmp_path, one_device
     assert len(rows_of(tmp_path)) == 6  # one process writes
 
 
+@pytest.mark.slow
 def test_processes_stop_together_and_one_alone_continues(tmp_path):
     processes = together(tmp_path, "--config.epochs=100")  # a replica in each
     while not list(tmp_path.glob("*/metrics.jsonl")) or not rows_of(tmp_path):

@@ -52,6 +52,7 @@ def test_values_for_orthogonal_inputs():
     assert merge_kernel("mul_rezero", 1)(0.0) == pytest.approx(S * (1 + So) / 2 + S * To / 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gate_sig", "gate_tanh", "gate_exp", "gate_alpha"])
 def test_gate_moments_equal_quadrature(name):
     """G(r) = E a(u) a(v) and G'(r) = E a'(u) a'(v), v = r u + sqrt(1 - r^2) w."""

@@ -363,6 +363,7 @@ def test_a_training_in_this_process_has_the_terminal_to_itself(launcher, live, t
     assert ("[1/1] add" in console.file.getvalue()) != live
 
 
+@pytest.mark.slow
 def test_a_cell_that_was_killed_is_trained_by_the_same_command(tmp_path, without_slurm):
     """The whole program: two cells at a time; the process of one is killed while it trains."""
     merges = ["add", "mul"]

@@ -62,6 +62,7 @@ def interrupted(tmp_path, monkeypatch):
     return rundir.path_of(tiny(**CONFIG), tmp_path)
 
 
+@pytest.mark.slow
 def test_four_deaths_change_no_bit(tmp_path):
     def run(kills):
         command = [sys.executable, Path(__file__).with_name("killing.py"), tmp_path / str(kills), str(kills), "4"]
