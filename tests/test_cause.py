@@ -444,12 +444,14 @@ def test_the_plan(monkeypatch):
     cube = plan()
     assert {cell.about["task"] for cell in cube.values()} == {f"cube10_degree{k}" for k in (1, 2, 3, 4)}
     assert all(cell.config.optimizer.clip_norm == 1 for cell in cube.values() if "no clipping" not in cell.about["arm"])
-    axes = plan("--designs=axes")
-    assert {cell.about["width"] for cell in axes.values()} == {64, 128, 256, 512}
-    assert {cell.config.model.depth for cell in axes.values()} == {6, 10, 18}
+    axes, far = plan("--designs=axes"), plan("--designs=far")
+    assert {cell.about["width"] for cell in axes.values()} == {64, 128, 256}
+    assert {cell.config.model.depth for cell in axes.values()} == {6, 10}
+    assert {cell.about["width"] for cell in far.values()} == {128, 512}
+    assert {cell.config.model.depth for cell in far.values()} == {6, 18}
     assert all(cell.config.seeds == 8 and cell.config.loss.name == "mse" for cell in cube.values())
     assert {"add", "mul"} <= {cell.about["merge"] for cell in plan("--designs=digits,cifar10", "--merges=mul").values()}
-    with pytest.raises(ConfigError, match="--designs: unknown 'sphere'; choose from cube, axes, digits"):
+    with pytest.raises(ConfigError, match="--designs: unknown 'sphere'; choose from cube, axes, far, digits"):
         plan("--designs=sphere")
     with pytest.raises(ConfigError, match="battery goes alone"):
         plan("--designs=cube,battery")
