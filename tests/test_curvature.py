@@ -223,6 +223,7 @@ def test_nothing_to_escape_from():
 
 
 # --- ResNet -----------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_lanczos_finds_the_extremes_of_a_resnet_within_a_percent():
     model = config.base().model
     model.update({"width": 4, "merge": "mul_bn1", "activation": "gelu"})

@@ -87,6 +87,7 @@ def one_device(tmp_path_factory):
     return losses(path)
 
 
+@pytest.mark.slow
 def test_several_devices_give_the_losses_of_one(tmp_path, one_device):
     # BatchNorm over the global batch in all of them: statistics of each device's share would be off by percents.
     runs = [

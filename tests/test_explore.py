@@ -278,6 +278,7 @@ def free_port():
         return found.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_the_page_is_served_to_this_machine_alone_from_this_machine_alone(run_dir):
     port = free_port()
     words = [sys.executable, "-m", "resjax.explore", str(run_dir), "--no-browser", f"--port={port}"]

@@ -150,6 +150,7 @@ def inputs(*shape):
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
 @pytest.mark.parametrize("name", ["add", "mul", "gate_sig", "se"])
+@pytest.mark.slow
 def test_kernels_equal_those_of_stax(name, depth):
     x = inputs(7, 5)
     nodes = {"gate_sig": 60, "se": 30}.get(name, 0)
@@ -172,6 +173,7 @@ def test_a_gate_equals_stax_without_quadrature():
 
 
 @pytest.mark.parametrize("name", ["add", "mul"])
+@pytest.mark.slow
 def test_a_convolution_of_single_pixels_is_the_dense_net_of_every_pixel(name):
     """With 1x1 filters the pixels meet in the pooling only: the mean of the dense kernel over pairs of pixels."""
     x = inputs(2, 2, 2, 5)

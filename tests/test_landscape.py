@@ -227,6 +227,7 @@ def study(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_a_study_writes_its_tables_figures_and_verdicts(study, capsys):
     measure = Measure()
     words = ["--merges=add,mul,mul_bn1", "--swept=add,mul", "--planes=add", "--batch_sizes=16,128"]
@@ -268,6 +269,7 @@ def test_a_study_writes_its_tables_figures_and_verdicts(study, capsys):
         np.testing.assert_allclose(again[numbers], written[numbers], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_no_net_speaks_of_is_left_out(study, capsys):
     class Unable(Measure):
         def density(self, config):

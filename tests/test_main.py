@@ -163,6 +163,7 @@ def test_help_is_short(tmp_path, here):
     assert code == 0 and "--config=FILE" in out and len(out.splitlines()) < 15
 
 
+@pytest.mark.slow
 def test_a_merge_of_ones_own_in_a_config_file(tmp_path):
     file = tmp_path / "half.py"
     file.write_text(

@@ -159,6 +159,7 @@ def degree_error(net, variables, x, degree):
 
 @pytest.mark.parametrize("name, depth, blocks", [("mlp", 4, 1), ("mlp", 6, 2), ("mlp", 8, 3), ("resnet", 8, 3)])
 @pytest.mark.parametrize("merge", ["add", "mul", "mul_bn1"])
+@pytest.mark.slow
 def test_products_without_activations_have_degree_two_to_the_blocks(merge, name, depth, blocks):
     with jax.enable_x64(True):
         net, x = make(merge=merge, name=name, depth=depth, width=8, activation="none", norm="none", dtype="float64")

@@ -248,6 +248,7 @@ def resnets():
     return [real_case(seed, width=4, merge="mul") for seed in (0, 1)]
 
 
+@pytest.mark.slow
 def test_every_predictor_of_a_resnet_is_finite_and_seeds_share_compilations(resnets):
     sizes = programs.local._cache_size(), programs.per_sample._cache_size()
     values = [evaluate(r, "init") | evaluate(r, "trained") for r in resnets]

@@ -182,6 +182,7 @@ def test_a_replica_that_stops_early_is_looked_at_when_it_does(tmp_path):
         assert list(table.loc[table["seed"] == seed, "epoch"].unique()) == [0, epoch]
 
 
+@pytest.mark.slow
 def test_nets_that_pmap_trains_are_looked_at_without_it(tmp_path, monkeypatch):
     def look(at):
         at.net.apply(at.variables, at.x_BxHxWxC, train=True, mutable=["batch_stats"])  # with pmap's axis: a NameError

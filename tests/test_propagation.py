@@ -41,6 +41,7 @@ def initialised(x, **words):
         ("gate_sig_bn", "bn", 2, ["power", "kurtosis", "typical", "alive"], 0.03),
     ],
 )
+@pytest.mark.slow
 def test_wide_nets_do_what_theory_says(name, norm, depth, columns, rtol):
     x = jax.random.normal(jax.random.key(0), (512, 1024))
     words = {"name": "mlp", "width": 1024, "merge": name, "norm": norm, "depth": 2 + 2 * depth}
@@ -71,6 +72,7 @@ def resnet20(**words):
     return build(model, 10)
 
 
+@pytest.mark.slow
 def test_a_rectified_product_halves_the_live_units_in_every_block(images, variables):
     got = propagation(resnet20(post_activation="relu"), variables, images, jax.random.key(2))
     assert list(got["stage"]) == [1] * 3 + [2] * 3 + [3] * 3
@@ -90,12 +92,14 @@ def test_padded_channels_are_born_dead_and_the_loss_is_that_of_guessing(images, 
     assert np.mean(np.abs(losses - np.log(10)) < 1e-3) > 0.95  # what is left lives in one sample or two
 
 
+@pytest.mark.slow
 def test_the_default_product_kills_no_unit(images, variables):
     got = propagation(resnet20(), variables, images, jax.random.key(2))
     np.testing.assert_array_equal(got["dead_units"], 0)
     np.testing.assert_allclose(got["alive"], [0.5] * 3 + [1] * 6, rtol=0.02)  # the stem's zeros stay in stage 1
 
 
+@pytest.mark.slow
 def test_batchnorm_by_either_statistics():
     x = jax.random.normal(jax.random.key(5), (64, 6))
     net, variables = initialised(x, name="mlp", depth=6, width=32, merge="mul_bn1")

@@ -243,6 +243,7 @@ def undrawn(monkeypatch):
         monkeypatch.setattr(study_module.signal_figures, name, lambda *_: [])
 
 
+@pytest.mark.slow
 def test_a_study_writes_its_tables_and_figures(study, capsys):
     measure = Measure()
     assert study(measure=measure) == 0
@@ -269,6 +270,7 @@ def test_a_study_writes_its_tables_and_figures(study, capsys):
         pd.testing.assert_frame_equal(table.reset_index(drop=True), written, rtol=1e-4, check_dtype=False)
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_is_left_out_and_the_others_are_not_measured_again(study, undrawn):
     assert study(measure=Measure(fails=("mul_bn1",))) == 1
     nets = pd.read_csv(f"{study.out}.csv", comment="#")

@@ -192,6 +192,7 @@ def vectors():
 
 
 @pytest.mark.parametrize("merge, behind", [("se", "merge"), ("gate_granularity", "branch")])
+@pytest.mark.slow
 def test_updates_behind_the_gate(merge, behind, vectors):
     given = []
     at = subject(vectors, lambda g: given.append(g) or jax.tree.map(lambda a: -0.1 * a, g), name="mlp", merge=merge)
@@ -224,6 +225,7 @@ def test_simam_is_always_above_its_lowest_value():
     assert float(jnp.min(position(gate, m))) < 0.01
 
 
+@pytest.mark.slow
 def test_the_logistics_of_cbam_are_judged_apart():
     x = jax.random.normal(jax.random.key(5), (6, 8, 8, 3))
     at = subject(x, depth=8, merge="cbam")
