@@ -29,7 +29,6 @@ at an edge; 2: bad input, in one line; 128 + n: stopped by signal n.
 
 import argparse
 import itertools
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -327,7 +326,3 @@ def _report_rates(rows: pd.DataFrame, running: study.Study) -> list[Path]:
 
 def _tuning(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.loc[rows["rung"] == "tuning", [*cause.SETTING, "arm", "merge", "split", "rate", "error", "train_error"]]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -21,7 +21,6 @@ Exit code 1: a cell failed; 2: bad input, in one line; 128 + n: stopped by signa
 
 import argparse
 import math
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -233,7 +232,3 @@ def _estimate(value: float, low: float = math.nan, high: float = math.nan, sign:
     """A fraction and its interval in percent, for rich, whose markup `[` begins unless escaped."""
     interval = "" if pd.isna(low) else f" \\[{100 * low:{sign}.2f}, {100 * high:{sign}.2f}]"
     return "" if pd.isna(value) else f"{100 * value:{sign}.2f}{interval}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -21,7 +21,6 @@ line; 128 + n: stopped by signal n.
 import argparse
 import itertools
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -181,7 +180,3 @@ def draw(out: str | Path) -> list[Path]:
         "_energy": ("_energy", degree_figures.energies),
     }
     return plots.of_tables(read, out, plan)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

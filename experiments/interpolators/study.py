@@ -22,7 +22,6 @@ stopped by signal n.
 """
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,7 +129,3 @@ def draw(out: str | Path) -> list[Path]:
             counted = interpolator_tables.compared(read[""])
             paths += interpolator_figures.readings(counted, read["_race"], f"{out}_readings")
     return paths
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -28,7 +28,6 @@ Exit code 1: a cell failed; 2: bad input, in one line; 128 + n: stopped by signa
 """
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -348,7 +347,3 @@ def _on_barriers(pairs: pd.DataFrame) -> str:
         "Between two seeds the loss rises (nats, recomputed statistics, in brackets interpolated; 95 % CI over n "
         f"disjoint pairs with a finite loss): {'; '.join(words)}."
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

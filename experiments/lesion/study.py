@@ -22,7 +22,6 @@ stopped by signal n.
 
 import argparse
 import itertools
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -162,7 +161,3 @@ def draw(out: str | Path) -> list[Path]:
     costs = deepest[deepest["metric"].isin(FOREST)]
     costs = costs.assign(dataset=costs["metric"].map(FOREST) + f", depth {effects['depth'].max()}")
     return paths + plots.forest(costs, f"{out}_effects", label="rise of the error")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -17,7 +17,6 @@ and figures of each. Exit code 1: a cell failed; 2: bad input, in one line; 128 
 
 import argparse
 import itertools
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -231,7 +230,3 @@ def by_method(regression: pd.DataFrame) -> pd.DataFrame:
         for method, (measured, predicted) in methods.items()
     ]
     return pd.concat(found).groupby(["dataset", "merge", "method", "n"], sort=False, as_index=False).median()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -116,7 +116,3 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--workdir", default="runs", metavar="DIR", help="of the run directories; %(default)s")
     launchers.add_flags(p)
     return p
-
-
-if __name__ == "__main__":
-    sys.exit(main())

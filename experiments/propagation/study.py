@@ -17,7 +17,6 @@ and figures. Exit code 1: a cell failed; 2: bad input, in one line; 128 + n: sto
 
 import argparse
 import itertools
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -247,7 +246,3 @@ def draw(out: str | Path) -> list[Path]:
         "_zeros": ("_zeros", signal_figures.zeros),
     }
     return plots.of_tables(read, out, plan)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

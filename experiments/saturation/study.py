@@ -24,7 +24,6 @@ Exit code 1: a cell failed; 2: bad input, in one line; 128 + n: stopped by signa
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -219,7 +218,3 @@ def costs() -> pd.DataFrame:
     for column in ("parameters", "flops"):
         table[f"more_{column}"] = table[column] - table[column].iloc[0]
     return table
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -23,7 +23,6 @@ by signal n.
 
 import argparse
 import itertools
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -219,7 +218,3 @@ def draw(out: str | Path) -> list[Path]:
         page = surface_page.write(f"{out}_{dataset}.html", dataset, about, read["_card"], ranks, images, origin)
         paths += [*(path for files in own.values() for path in files), page]
     return paths
-
-
-if __name__ == "__main__":
-    sys.exit(main())
