@@ -3,6 +3,9 @@
 All 2^d points as "images" of d pixels, 0 or 255, which normalisation turns into -1 and 1. The label is 1 where the
 product of the first k coordinates is 1, so that the target +-1 is a monomial of degree k: an eigenfunction of every
 kernel that depends on the angle between inputs alone. A fixed random quarter of the points is the test set.
+
+The regression task of the same name (`resjax.regression.tasks`) has this target too, but real values and no classes,
+and it draws coordinates, training and test points by a seed.
 """
 
 import re

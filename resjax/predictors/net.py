@@ -8,13 +8,17 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 
 from resjax.predictors.evidence import Evidence
 from resjax.predictors.registry import register
+from resjax.probes.loss import noise, sharpness
 
 # --- Sensitivity to the input ---------------------------------------------------------------------------------------
 
 
 @register("input_jacobian", sign=+1, cost="C passes", source="Novak et al. 2018, 1802.08760", at="both")
 def input_jacobian(evidence: Evidence) -> float:
-    """Mean Frobenius norm of d logits/d x over the training set (the source takes probabilities, and test points)."""
+    """Mean Frobenius norm of d logits/d x over the training set.
+
+    The source takes probabilities and test points, as `resjax.probes.functions.surface.smoothness` does.
+    """
     return np.linalg.norm(evidence.per_sample.jacobians, axis=(1, 2)).mean()
 
 
@@ -34,10 +38,8 @@ def gradient_variance(evidence: Evidence) -> float:
 
 @register("gsnr", sign=-1, cost="1 pass", source="Liu et al. 2020, 2001.07384", at="both")
 def gsnr(evidence: Evidence) -> float:
-    """Gradient signal-to-noise ratio g^2/s^2, the mean over the parameters that have a gradient."""
-    variances = _variances(evidence)
-    live = variances > 0
-    return np.mean(evidence.gradient[live] ** 2 / variances[live]) if live.any() else np.nan
+    """Gradient signal-to-noise ratio g^2/s^2 of all training samples, the mean over parameters with s^2 > 0."""
+    return noise.gsnr(evidence.gradient, _variances(evidence))
 
 
 @register(
@@ -45,53 +47,49 @@ def gsnr(evidence: Evidence) -> float:
 )
 def gradient_noise_scale(evidence: Evidence) -> float:
     """Sum s^2 / |g|^2, in samples. Sign: that of noise; the source doesn't relate it to test error."""
-    return gradient_variance(evidence) / np.sum(evidence.gradient**2)
+    return noise.noise_scale(evidence.gradient, _variances(evidence))
 
 
 # --- Sharpness: what the loss gains near the trained parameters w ---------------------------------------------------
 
 KESKAR_EPSILON = 1e-3  # half the box's side, relative to |w_i| + 1; of the source
-KESKAR_STEPS = 8  # of the ascent, each a quarter of the box
+KESKAR_STEPS, KESKAR_STRIDE = 8, 1 / 4  # of the ascent
 SAM_RADIUS = 0.05  # the source's default
 ASAM_RADIUS, ASAM_ETA = 0.5, 0.01  # of the source
+
+
+def _slope(evidence: Evidence) -> sharpness.Slope:
+    """The mean cross-entropy and its gradient at an offset from w."""
+
+    def slope(offset_P: np.ndarray) -> tuple[float, np.ndarray]:
+        there = evidence.local(offset_P)
+        return float(there.loss), there.gradient
+
+    return slope
 
 
 @register(
     "sharpness_keskar", sign=+1, cost="8 passes", source="Keskar et al. 2017, 1609.04836, metric 2.1", at="trained"
 )
 def sharpness_keskar(evidence: Evidence) -> float:
-    """100 (max L - L)/(1 + L) over the box |z_i| <= epsilon (|w_i| + 1).
+    """100 (max L - L)/(1 + L) over the box |z_i| <= .001 (|w_i| + 1), in eight steps of a quarter of the box.
 
     Ascent by projected signs of the gradient instead of L-BFGS-B: a lower bound of the maximum.
     """
-    box = KESKAR_EPSILON * (np.abs(evidence.weights_P) + 1)
-    here = evidence.local()
-    highest, gradient, offset = here.loss, here.gradient, np.zeros(box.size)
-    for _ in range(KESKAR_STEPS):
-        offset = np.clip(offset + box / 4 * np.sign(gradient), -box, box)
-        there = evidence.local(offset)
-        highest, gradient = max(highest, there.loss), there.gradient
-    return 100 * (highest - here.loss) / (1 + here.loss)
-
-
-def _gain(evidence: Evidence, radius: float, scale: np.ndarray) -> float:
-    """L(w + e) - L(w) for the step e = radius T^2 g/|T g|, T = diag(scale); 0 at a stationary point."""
-    here = evidence.local()
-    slope = np.linalg.norm(scale * here.gradient)
-    step = radius * scale**2 * here.gradient / slope if slope > 0 else np.zeros(scale.size)
-    return evidence.local(step).loss - here.loss
+    slope = _slope(evidence)
+    return sharpness.box(slope, evidence.weights_P, KESKAR_EPSILON, steps=KESKAR_STEPS, stride=KESKAR_STRIDE)
 
 
 @register("sharpness_sam", sign=+1, cost="2 passes", source="Foret et al. 2021, 2010.01412, equation 2", at="trained")
 def sharpness_sam(evidence: Evidence) -> float:
     """What the loss gains by one step of length .05 along the gradient."""
-    return _gain(evidence, SAM_RADIUS, np.ones(evidence.weights_P.size))
+    return sharpness.ball(_slope(evidence), np.ones(evidence.weights_P.size), SAM_RADIUS, steps=1)
 
 
 @register("sharpness_adaptive", sign=+1, cost="2 passes", source="ASAM: Kwon et al. 2021, 2102.11600", at="trained")
 def sharpness_adaptive(evidence: Evidence) -> float:
     """The same in units of |w_i| + .01 and with length .5: scaling a layer up and the next down changes little."""
-    return _gain(evidence, ASAM_RADIUS, np.abs(evidence.weights_P) + ASAM_ETA)
+    return sharpness.ball(_slope(evidence), np.abs(evidence.weights_P) + ASAM_ETA, ASAM_RADIUS, steps=1)
 
 
 HUTCHINSON_DRAWS = 10
@@ -107,7 +105,7 @@ def hessian_trace(evidence: Evidence) -> float:
 
 @register("hessian_top", sign=+1, cost="about 50 passes", source="Lanczos (ARPACK)", at="trained")
 def hessian_top(evidence: Evidence) -> float:
-    """Largest eigenvalue of the loss's Hessian, to 1 %."""
+    """Largest eigenvalue of the loss's Hessian, to 1 %: the `lambda_max` of `resjax.probes.loss.curvature`."""
     P = evidence.weights_P.size
     if P < 3:  # too small for ARPACK
         hessian = [evidence.local(vector=row).curvature for row in np.eye(P)]

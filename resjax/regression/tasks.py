@@ -1,6 +1,6 @@
 """Regression tasks whose target has a known degree and unit variance: how much of a function each merge can learn.
 
-  cube<d>_degree<k>     the parity of k coordinates of a point of {-1, 1}^d
+  cube<d>_degree<k>     the parity of k coordinates of a point of {-1, 1}^d (as classes: `resjax.data.teachers`)
   sphere<d>_degree<k>   a zonal spherical harmonic around a random direction, on the sphere of radius sqrt(d)
   gauss<d>_degree<k>    a Hermite polynomial along a random direction, N(0, 1) coordinates
   relu<d>_width<w>      a random net with one hidden layer of w ReLUs, on the sphere: all degrees at once

@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 from jax import lax
 
-from resjax.probes.loss.objective import Objective
+from resjax.probes.loss.objective import Objective, value_and_gradient
 from resjax.probes.subject import Subject
 
 EPS = 1e-3  # of the spectral radius: an eigenvalue is negative where it is below -EPS * radius
@@ -128,7 +128,7 @@ def curvature(at: Subject, *, probes: int = 2, steps: int = 24, samples: int = 6
     """
     objective = Objective.of(at)
     found = krylov(objective, jax.random.fold_in(at.key, 0), probes, steps, samples)
-    loss, gradient = _value_and_gradient(objective)
+    loss, gradient = value_and_gradient(objective, objective.vector())
     top, bottom = (np.unravel_index(pick(found.values_nxm), found.values_nxm.shape) for pick in (np.argmax, np.argmin))
     radius = max(abs(found.values_nxm[top]), abs(found.values_nxm[bottom]))
     below_n = np.sum(found.weights_nxm * (found.values_nxm < -EPS * radius), 1)
@@ -190,7 +190,7 @@ def escape(at: Subject, *, probes: int = 2, steps: int = 24, lengths: Sequence[f
     """
     objective = Objective.of(at)
     found = krylov(objective, jax.random.fold_in(at.key, 0), probes, steps)
-    tried = _tried(objective, found, _value_and_gradient(objective)[1], lengths)
+    tried = _tried(objective, found, value_and_gradient(objective, objective.vector())[1], lengths)
     return tried.rename_axis("length").reset_index().melt("length", var_name="direction", value_name="loss")
 
 
@@ -210,8 +210,3 @@ def _losses(objective: Objective, directions_dxP: jax.Array, lengths_l: jax.Arra
     """Losses [d, l] after steps of these lengths."""
     w = objective.vector()
     return lax.map(lambda v: lax.map(lambda length: objective.value(w + length * v), lengths_l), directions_dxP)
-
-
-@jax.jit
-def _value_and_gradient(objective: Objective) -> tuple[jax.Array, jax.Array]:
-    return objective.value_and_gradient(objective.vector())

@@ -19,6 +19,7 @@ from flax.traverse_util import flatten_dict
 from jax import lax
 
 from resjax.probes.blocks.merge_points import apply_with_points
+from resjax.probes.loss.noise import gsnr, noise_scale
 from resjax.probes.subject import Subject
 
 SAMPLES = 32  # whose gradients are taken one by one: as many backward passes with batches of one
@@ -58,8 +59,10 @@ def gradients(subjects: Mapping[int, Subject], samples: int = SAMPLES) -> pd.Dat
     layers, points = {}, []
     for seed, at in subjects.items():
         measured = jax.device_get(_measure(at.net, at.loss, samples, at.variables, at.x_BxHxWxC, at.targets_BxK))
-        mean, variance, signal, powers = measured
-        trees = {"weights": at.variables["params"], "mean": mean, "variance": variance, "signal": signal}
+        *moments, powers = measured
+        mean, *_ = moments
+        names = "mean", "variance", "own_mean", "own_variance"
+        trees = {"weights": at.variables["params"]} | dict(zip(names, moments, strict=True))
         if at.update:
             trees["update"] = at.update(mean)
         layers[seed] = _by_layer(trees)
@@ -75,10 +78,10 @@ def gradients(subjects: Mapping[int, Subject], samples: int = SAMPLES) -> pd.Dat
 
 
 @partial(jax.jit, static_argnames=("net", "loss", "samples"))
-def _measure(net, loss, samples, variables, x, targets) -> tuple[Any, Any, Any, OrderedDict[str, list[jax.Array]]]:
-    """G, the diagonal of Sigma, its samples' g_j^2 / Sigma_jj, and the powers at s, f and z of each merge point.
+def _measure(net, loss, samples, variables, x, targets) -> tuple[Any, Any, Any, Any, OrderedDict[str, list[jax.Array]]]:
+    """G, the diagonal of Sigma, the same two of the `samples` alone, and the powers at s, f and z of each merge point.
 
-    The first three are as the parameters are.
+    The first four are as the parameters are.
     """
     frozen = {name: collection for name, collection in variables.items() if name != "params"}
 
@@ -106,13 +109,11 @@ def _measure(net, loss, samples, variables, x, targets) -> tuple[Any, Any, Any, 
     zeros = jax.tree.map(jnp.zeros_like, params)
     (sums, squares), _ = lax.scan(add, (zeros, zeros), jnp.asarray(chosen))
 
-    def signal_to_noise(g, total, square):
-        own = (square - jnp.square(total) / m) / max(m - 1, 1)  # the samples' variance about their own mean
-        return jnp.where(own > 0, jnp.square(g + total / m) / own, jnp.nan)
-
     # A sample differs from a mean that it is part of by (1 - 1/n) of the variance: unbiased for any number of them.
     variance = jax.tree.map(lambda square: square / (m * (1 - 1 / n)), squares)
-    return mean, variance, jax.tree.map(signal_to_noise, mean, sums, squares), OrderedDict(powers)
+    own_mean = jax.tree.map(lambda g, total: g + total / m, mean, sums)
+    own_variance = jax.tree.map(lambda total, square: (square - jnp.square(total) / m) / max(m - 1, 1), sums, squares)
+    return mean, variance, own_mean, own_variance, OrderedDict(powers)
 
 
 def _by_layer(trees: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
@@ -127,16 +128,14 @@ def _by_layer(trees: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
     return {path: {name: vector(of, members) for name, of in leaves.items()} for path, members in groups.items()}
 
 
-def _layer(weights, mean, variance, signal, n: int, update=None) -> dict[str, float]:
-    gsnr = np.nanmean(signal) if np.isfinite(signal).any() else math.nan
-    noise, weight_norm = variance.sum(), np.linalg.norm(weights)
-    power = np.sum(np.square(mean)) - noise / n
+def _layer(weights, mean, variance, own_mean, own_variance, n: int, update=None) -> dict[str, float]:
+    weight_norm = np.linalg.norm(weights)
     return {
         "norm": np.linalg.norm(mean),
         "weight_norm": weight_norm,
-        "variance": noise,
-        "gsnr": gsnr,
-        "noise_scale": noise / power if power > 0 else (math.inf if noise > 0 else math.nan),
+        "variance": variance.sum(),
+        "gsnr": gsnr(own_mean, own_variance),
+        "noise_scale": noise_scale(mean, variance, n),
         "update_ratio": math.nan if update is None else np.linalg.norm(update) / weight_norm,
     }
 

@@ -74,3 +74,9 @@ class Objective(flax.struct.PyTreeNode):
             lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(part, w, *(chunk[0] for chunk in chunks))
         )
         return lax.scan(lambda total, chunk: (jax.tree.map(jnp.add, total, part(w, *chunk)), None), zeros, chunks)[0]
+
+
+@jax.jit
+def value_and_gradient(objective: Objective, w: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """L(w) [], and its gradient [P]: compiled once for all that look at nets of one architecture."""
+    return objective.value_and_gradient(w)
