@@ -8,11 +8,42 @@ percentile) of so few values are too narrow: BCa holds the mean of 2, 3 and 6 Ga
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 SIGN_FLIPS = 2**14  # up to 14 pairs all flips are enumerated; beyond, this many are drawn
 TIE = 1e-9  # sums of differences closer than this, over the sum of their sizes, are equal up to rounding
+
+
+class Estimate(NamedTuple):
+    """A value and the ends of its interval, nan where there is none; `f"{estimate:+.2f}"` gives "+0.42 [+0.10, +0.65]".
+
+    The format is that of one number; without an interval the value stands alone, without a value "unknown".
+    """
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+    @classmethod
+    def of(cls, row: Mapping, name: str = "mean", scale: float = 1) -> "Estimate":
+        """The entries name, name_low and name_high of a row (mean, ci_low and ci_high of `mean_ci`), times `scale`."""
+        ends = ("ci_low", "ci_high") if name == "mean" and "ci_low" in row else (f"{name}_low", f"{name}_high")
+        return cls(*(math.nan if row[key] is None else scale * row[key] for key in (name, *ends)))
+
+    @property
+    def side(self) -> int:
+        """1 or -1 if the interval lies on that side of 0, else 0."""
+        return int(self.low > 0) - int(self.high < 0)
+
+    def interval(self, spec: str = ".3g") -> str:
+        """`[0.10, 0.65]`, or nothing."""
+        return "" if math.isnan(self.low) else f"[{self.low:{spec}}, {self.high:{spec}}]"
+
+    def __format__(self, spec: str) -> str:
+        """The value and, behind a blank, its interval."""
+        return "unknown" if math.isnan(self.value) else f"{self.value:{spec}} {self.interval(spec)}".rstrip()
 
 
 def mean_ci(values: Iterable[float], confidence: float = 0.95) -> dict[str, float | int | None]:

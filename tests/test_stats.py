@@ -6,7 +6,16 @@ from math import comb
 import numpy as np
 import pytest
 
-from resjax.stats import crossed_ci, hierarchical_ci, holm, jackknife_ci, mean_ci, paired_difference, sign_flip
+from resjax.stats import (
+    Estimate,
+    crossed_ci,
+    hierarchical_ci,
+    holm,
+    jackknife_ci,
+    mean_ci,
+    paired_difference,
+    sign_flip,
+)
 
 
 def test_mean_and_sample_std_of_known_values():
@@ -171,3 +180,27 @@ def test_what_members_have_in_common_widens_the_crossed_interval():
     crossed = crossed_ci(shared)
     nested = hierarchical_ci(dict(enumerate(shared)))
     assert crossed["ci_high"] - crossed["ci_low"] > 1.8 * (nested["ci_high"] - nested["ci_low"])
+
+
+# --- Estimates ------------------------------------------------------------------------------------------------------
+
+
+def test_estimates_read_rows_and_intervals():
+    row = {"mean": 0.42, "ci_low": 0.1, "ci_high": 0.65, "tau": -0.5, "tau_low": -0.7, "tau_high": -0.3}
+    assert f"{Estimate.of(row):+.2f}" == "+0.42 [+0.10, +0.65]"
+    assert f"{Estimate.of(row, 'tau', 100):.0f}" == "-50 [-70, -30]"
+    assert f"{Estimate.of({'mean': 1.0, 'mean_low': 0.5, 'mean_high': 2.0})}" == "1.0 [0.5, 2.0]"
+    assert Estimate.of(mean_ci([1.0, 2.0, 4.0])).value == pytest.approx(7 / 3)
+
+
+def test_an_estimate_without_an_interval_or_a_value_says_so():
+    assert f"{Estimate.of(mean_ci([2.0])):.1f}" == "2.0"
+    assert f"{Estimate.of(mean_ci([])):.1f}" == "unknown"
+    assert Estimate(1.0).interval() == ""
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "side"), [(0.1, 2, 1), (-2, -0.1, -1), (-1, 1, 0), (0, 1, 0), (np.nan, np.nan, 0)]
+)
+def test_the_side_of_zero_that_an_interval_lies_on(low, high, side):
+    assert Estimate((low + high) / 2, low, high).side == side

@@ -12,6 +12,7 @@ import pandas as pd
 from ml_collections import ConfigDict
 
 from experiments.cause import tables as cause
+from resjax.stats import Estimate
 
 RATES = {"": "0.05,0.1,0.2,0.4,0.8", "no clipping": "0.003,0.006,0.012,0.025,0.05,0.1"}
 
@@ -83,6 +84,4 @@ def sentences(found: pd.DataFrame) -> dict[str, str]:
 def _of_merge(row: Mapping) -> str:
     text = f"{row['merge']} median {row['median']:.3f}"
     text += f", {row['lost']} of {row['nets']} lost" if row["lost"] else ""
-    if pd.isna(row.get("D", np.nan)):
-        return text
-    return f"{text}, D {row['D']:+.3f} [{row['D_low']:+.3f}, {row['D_high']:+.3f}]"
+    return text if pd.isna(row.get("D", np.nan)) else f"{text}, D {Estimate.of(row, 'D'):+.3f}"

@@ -18,6 +18,7 @@ import pandas as pd
 from resjax import stats
 from resjax.config import ConfigError
 from resjax.fair.tuning import UNFITTED
+from resjax.stats import Estimate
 
 SETTING = ["task", "n", "blocks", "width"]
 TERMS = {
@@ -285,7 +286,7 @@ def _bias(of_merge: pd.DataFrame) -> str:
 
 def excludes_zero(estimate: Mapping) -> bool:
     """Whether the interval of an estimate is known and lies on one side of 0."""
-    return pd.notna(estimate["ci_low"]) and bool(estimate["ci_low"] > 0 or estimate["ci_high"] < 0)
+    return Estimate.of(estimate).side != 0
 
 
 def sentences(
@@ -353,5 +354,4 @@ def in_words(estimate: Mapping) -> str:
     """A mean and its interval, if it has one, or how many pairs are lost."""
     if pd.isna(estimate["mean"]):
         return f"not interpretable ({estimate['lost']:.0f} of {estimate['lost'] + estimate['pairs']:.0f} pairs lost)"
-    interval = "" if pd.isna(estimate["ci_low"]) else " [{ci_low:+.3f}, {ci_high:+.3f}]".format(**estimate)
-    return f"{estimate['mean']:+.3f}{interval}"
+    return f"{Estimate.of(estimate):+.3f}"

@@ -20,7 +20,6 @@ Exit code 1: a cell failed; 2: bad input, in one line; 128 + n: stopped by signa
 """
 
 import argparse
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,11 +28,13 @@ import pandas as pd
 from ml_collections import ConfigDict
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from resjax import command_line
 from resjax.analysis import plots, tables
 from resjax.config import ConfigError
+from resjax.stats import Estimate
 from resjax.sweep import flags, launchers, runs, study
 from resjax.sweep.jobs import Launcher
 
@@ -210,13 +211,14 @@ def show(differences: pd.DataFrame, outcomes: Sequence[runs.Outcome], console: C
         table.add_column("merge", no_wrap=True)
         for name in ("OA", "difference", "p (Holm)", "n"):
             table.add_column(name, justify="right", no_wrap=True)
-        for row in rows.itertuples():
+        for row in rows.to_dict("records"):
+            mean, difference = (Estimate.of(row, name, 100) for name in ("mean", "difference"))
             table.add_row(
-                row.merge,
-                _estimate(row.mean),
-                _estimate(row.difference, row.difference_low, row.difference_high, "+"),
-                "" if pd.isna(row.p_holm) else f"{row.p_holm:.3f}",
-                f"{row.n}" + (f"/{row.n + row.diverged}" if row.diverged else ""),  # 9/12: 3 diverged
+                row["merge"],
+                "" if pd.isna(mean.value) else f"{mean.value:.2f}",
+                "" if pd.isna(difference.value) else escape(f"{difference:+.2f}"),
+                "" if pd.isna(row["p_holm"]) else f"{row['p_holm']:.3f}",
+                f"{row['n']}" + (f"/{row['n'] + row['diverged']}" if row["diverged"] else ""),  # 9/12: 3 diverged
             )
         console.print(table)
         comparisons, pairs = int(rows["p"].notna().sum()), int(rows["pairs"].max())
@@ -226,9 +228,3 @@ def show(differences: pd.DataFrame, outcomes: Sequence[runs.Outcome], console: C
     for outcome in outcomes:
         if outcome.reason:
             console.print(f"{outcome.label}: {outcome.reason}", markup=False, highlight=False)
-
-
-def _estimate(value: float, low: float = math.nan, high: float = math.nan, sign: str = "") -> str:
-    """A fraction and its interval in percent, for rich, whose markup `[` begins unless escaped."""
-    interval = "" if pd.isna(low) else f" \\[{100 * low:{sign}.2f}, {100 * high:{sign}.2f}]"
-    return "" if pd.isna(value) else f"{100 * value:{sign}.2f}{interval}"

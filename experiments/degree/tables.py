@@ -12,6 +12,7 @@ import pandas as pd
 
 from resjax import stats
 from resjax.fair.tuning import UNFITTED
+from resjax.stats import Estimate
 
 ABOUT = ["degree", "merge", "activation", "norm", "clip", "n"]
 BASELINE = "add"
@@ -199,10 +200,7 @@ def _samples(row: Mapping) -> str:
     text = f"{row['merge']} {'at most ' if row['censored'] == 'below' else ''}{samples}"
     if row["merge"] == BASELINE or pd.isna(row["ratio"]):
         return text
-    text += f" (x {row['ratio']:.2f}"
-    if pd.notna(row["ratio_low"]):
-        text += f" [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"
-    return f"{text})"
+    return f"{text} (x {Estimate.of(row, 'ratio'):.2f})"
 
 
 def _mean_degrees(own: pd.DataFrame) -> str:
@@ -215,5 +213,4 @@ def _in_words(row: Mapping, *, sign: bool = True) -> str:
     plus = "+" if sign else ""
     if row["mean"] is None or pd.isna(row["mean"]):
         return "none trained"
-    interval = "" if pd.isna(row["ci_low"]) else f" [{row['ci_low']:{plus}.3f}, {row['ci_high']:{plus}.3f}]"
-    return f"{row['mean']:{plus}.3f}{interval}"
+    return f"{Estimate.of(row):{plus}.3f}"

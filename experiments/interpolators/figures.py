@@ -14,6 +14,7 @@ import pandas as pd
 from experiments.interpolators.tables import BASELINE
 from resjax.analysis import plots
 from resjax.config import ConfigError
+from resjax.stats import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -160,8 +161,7 @@ def readings(nets: pd.DataFrame, ranked: pd.DataFrame, path: str | os.PathLike) 
         _points(axes, medians, row["predictor"])
         turned = "-" if row["sign"] < 0 else ""
         plain = " (plain baseline)" if row["baseline"] else ""
-        tau = f"tau = {row['tau']:.2f} [{row['tau_low']:.2f}, {row['tau_high']:.2f}]"
-        axes.set_title(f"{turned}{row['predictor']}{plain}: {tau}", fontsize=8)
+        axes.set_title(f"{turned}{row['predictor']}{plain}: tau = {Estimate.of(row, 'tau'):.2f}", fontsize=8)
     figure.supylabel("test error (%), median over seeds", fontsize=9)
     _legend(figure, list(medians.index))
     return plots.saved(figure, path)

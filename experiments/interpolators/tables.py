@@ -4,12 +4,13 @@ Verdicts are by disagreement (`resjax.analysis.distances`): two nets that give e
 variation as soon as one is surer than the other, so that it mixes what a merge prefers with how sure it is.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 
 from resjax.analysis.distances import BASELINE
+from resjax.stats import Estimate
 
 KEYS = ["cell", "seed"]
 SHARPNESS = ["asam", "sam", "box", "lambda_max", "trace"]
@@ -91,7 +92,7 @@ def _distance(within: pd.DataFrame, beyond: pd.DataFrame) -> str:
         return f"fewer than two nets of {BASELINE} interpolate: nothing to compare with."
     seeds = within.iloc[0]
     text = (
-        f"between seeds of {BASELINE}, {_in_words(seeds, 'disagreement', 100, 1)} % of the test images get another "
+        f"between seeds of {BASELINE}, {Estimate.of(seeds, 'disagreement', 100):.1f} % of the test images get another "
         f"class (n = {seeds['n']})"
     )
     beyond = beyond.sort_values("excess_disagreement", ascending=False)
@@ -105,8 +106,7 @@ def _distance(within: pd.DataFrame, beyond: pd.DataFrame) -> str:
     for name, rows in groups.items():
         if len(rows):
             words = [
-                f"{row['merge']} {_in_words(row, 'excess_disagreement', 100, 2, '+')}"
-                for row in rows.to_dict("records")
+                f"{row['merge']} {Estimate.of(row, 'excess_disagreement', 100):+.2f}" for row in rows.to_dict("records")
             ]
             text += f"; {name}: {', '.join(words)}"
     lost = beyond.loc[~given, "merge"]
@@ -114,8 +114,8 @@ def _distance(within: pd.DataFrame, beyond: pd.DataFrame) -> str:
     text += f". So {above.sum()} of {len(beyond)} merges are farther"
     farther = (beyond["excess_tv_low"] > 0).sum()
     return (
-        f"{text}; in total variation, which also tells how sure nets are, it is {_in_words(seeds, 'tv')} between those "
-        f"seeds, and {farther} of {len(beyond)} are farther. "
+        f"{text}; in total variation, which also tells how sure nets are, it is {Estimate.of(seeds, 'tv'):.3f} between "
+        f"those seeds, and {farther} of {len(beyond)} are farther. "
         "95 % intervals over seeds, not corrected for the number of merges."
     )
 
@@ -124,8 +124,7 @@ def _error(rows: pd.DataFrame) -> str:
     if BASELINE not in rows.index or not rows.loc[BASELINE, "n"]:
         return f"no net of {BASELINE} interpolates: nothing to compare with."
     level = rows.loc[BASELINE]
-    interval = _bracket(100 * level["ci_low"], 100 * level["ci_high"], 2)
-    text = f"that of {BASELINE} is {100 * level['mean']:.2f}{interval} % (n = {level['n']:.0f})"
+    text = f"that of {BASELINE} is {Estimate.of(level, scale=100):.2f} % (n = {level['n']:.0f})"
     others = rows[rows["p"].notna()].sort_values("difference")
     less, more = others["difference_high"] < 0, others["difference_low"] > 0
     known = others["difference_low"].notna()
@@ -133,7 +132,7 @@ def _error(rows: pd.DataFrame) -> str:
     groups["one pair alone"] = others[~known]
     for name, of_group in groups.items():
         if len(of_group):
-            words = [f"{merge} {_in_words(row, 'difference', 100, 2, '+')}" for merge, row in of_group.iterrows()]
+            words = [f"{merge} {Estimate.of(row, 'difference', 100):+.2f}" for merge, row in of_group.iterrows()]
             text += f"; {name}: {', '.join(words)}"
     lost = [merge for merge in rows.index.drop(BASELINE) if merge not in others.index]
     text += f"; no pair: {', '.join(lost)}" if lost else ""
@@ -144,12 +143,3 @@ def _error(rows: pd.DataFrame) -> str:
     least = min(1, len(others) * 2 / 2 ** others["pairs"].max())
     text += f"; corrected (Holm), p <= {FALSE_ALARMS}: {', '.join(real) or 'none'}"
     return f"{text}, where {len(others)} comparisons of {others['pairs'].max()} pairs can reach {least:.3f}."
-
-
-def _in_words(row: Mapping, name: str, scale: float = 1, digits: int = 3, sign: str = "") -> str:
-    low, high = scale * row[f"{name}_low"], scale * row[f"{name}_high"]
-    return f"{scale * row[name]:{sign}.{digits}f}{_bracket(low, high, digits, sign)}"
-
-
-def _bracket(low: float, high: float, digits: int, sign: str = "") -> str:
-    return "" if pd.isna(low) else f" [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"

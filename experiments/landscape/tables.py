@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from resjax import stats
+from resjax.stats import Estimate
 
 STALL = 5, 0.9  # an epoch stalls where the loss is not below .9 of that 5 epochs before
 MASS_ERROR = 0.07  # what `negative_mass` of 24 steps of Lanczos may be too large by: probes/loss/curvature.py
@@ -66,17 +67,12 @@ def in_words(row: pd.Series | dict) -> str:
     """`tau = 0.42 [0.10, 0.65]`."""
     if np.isnan(row["tau"]):
         return "an unknown tau (nothing differs)"
-    interval = "without an interval" if np.isnan(row["tau_low"]) else f"[{row['tau_low']:.2f}, {row['tau_high']:.2f}]"
-    return f"tau = {row['tau']:.2f} {interval}"
+    return f"tau = {Estimate.of(row, 'tau'):.2f}" + (" without an interval" if np.isnan(row["tau_low"]) else "")
 
 
 def mean_in_words(values: pd.Series, scale: float = 1, digits: int = 2) -> str:
     """`0.42 [0.10, 0.65]`: mean and interval of the finite values, times `scale`."""
-    ci = stats.mean_ci(values[np.isfinite(values)] * scale)
-    if ci["mean"] is None:
-        return "unknown"
-    words = f"{ci['mean']:.{digits}f}"
-    return words if ci["ci_low"] is None else f"{words} [{ci['ci_low']:.{digits}f}, {ci['ci_high']:.{digits}f}]"
+    return f"{Estimate.of(stats.mean_ci(values[np.isfinite(values)] * scale)):.{digits}f}"
 
 
 def by_seed(table: pd.DataFrame, column: str) -> pd.Series:

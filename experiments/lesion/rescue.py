@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from resjax import stats
+from resjax.stats import Estimate
 
 TIMES_CHANCE = 2  # a net whose test accuracy is below this many times 1 / classes has failed, as has one that diverged
 GROUP = ["optimiser", "norm", "depth"]
@@ -42,9 +43,7 @@ def _words(rows: pd.DataFrame) -> str:
     trained = rows[rows["outcome"] == "trained"]
     text = f"{len(trained)} of {len(rows)}"
     if len(trained):
-        ci = stats.mean_ci(100 * trained["OA"])
-        interval = "" if ci["ci_low"] is None else f" [{ci['ci_low']:.1f}, {ci['ci_high']:.1f}]"
-        text += f", OA {ci['mean']:.1f}{interval} %"
+        text += f", OA {Estimate.of(stats.mean_ci(100 * trained['OA'])):.1f} %"
     failed = rows[rows["outcome"] == "failed"]
     diverged, reached = (failed["status"] == "diverged").sum(), 100 * failed["OA"].dropna()
     text += f", {diverged} diverged" if diverged else ""

@@ -1,12 +1,13 @@
 """What the looks of the lesion study say: a row per net, comparisons with the sum, curves, and verdicts in words."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
 from resjax import stats
 from resjax.analysis import tables
 from resjax.analysis.intervals import over_seeds
+from resjax.stats import Estimate
 
 GROUP = ["norm", "depth"]  # nets that are compared with each other
 CHANGES_SHAPE = r"stage(?!1_)\d+_block1"  # blocks that can't be skipped: their input has another shape
@@ -120,8 +121,7 @@ def deeper(nets: pd.DataFrame) -> Iterator[tuple[str, str]]:
             by_depth = {depth: of_depth.set_index("seed")["OA"].to_dict() for depth, of_depth in rows.groupby("depth")}
             d = stats.paired_difference(by_depth.get(deep, {}), by_depth.get(shallow, {}))
             if d["n"] and shallow < deep:
-                row = {"mean": d["mean"], "low": d["ci_low"], "high": d["ci_high"]}
-                words.append(f"{merge} {_points(row, 'mean', 'low', 'high')} (p = {d['p']:.3f})")
+                words.append(f"{merge} {Estimate.of(d, scale=100):+.1f} (p = {d['p']:.3f})")
         if words:
             yield f"{norm}, depth {deep} less depth {shallow}, trained", f"OA, in points: {'; '.join(words)}"
 
@@ -130,13 +130,13 @@ def _cost(rows: pd.DataFrame) -> str:
     groups = {"more": [], "less": [], "not distinguishable from add": []}
     for merge, row in rows.drop("add", errors="ignore").iterrows():
         if row["pairs"] > 1:
-            above, below = row["difference_low"] > 0, row["difference_high"] < 0
-            name = "more" if above else "less" if below else "not distinguishable from add"
-            groups[name].append(f"{merge} {_points(row, 'difference', 'difference_low', 'difference_high')}")
+            change = Estimate.of(row, "difference", 100)
+            name = {1: "more", -1: "less", 0: "not distinguishable from add"}[change.side]
+            groups[name].append(f"{merge} {change:+.1f}")
     if "add" not in rows.index or not rows.loc["add", "n"]:
         return "no net of add to compare with"
     add = rows.loc["add"]
-    parts = [f"error of add rises by {_points(add, 'mean', 'ci_low', 'ci_high')} points (n = {add['n']:.0f})"]
+    parts = [f"error of add rises by {Estimate.of(add, scale=100):+.1f} points (n = {add['n']:.0f})"]
     parts += [f"{name}: {', '.join(found)}" for name, found in groups.items() if found]
     parts.append("95 % intervals, not corrected for the number of merges")
     lost = [merge for merge, row in rows.iterrows() if not row["n"]]
@@ -147,11 +147,6 @@ def _trained(rows: pd.DataFrame) -> str:
     words = []
     for row in rows.to_dict("records"):
         lost = f", {row['diverged']} of {row['n'] + row['diverged']} diverged" if row["diverged"] else ""
-        level = f"OA {_points(row, 'mean', 'ci_low', 'ci_high', '')} %" if row["n"] else "no OA"
+        level = f"OA {Estimate.of(row, scale=100):.1f} %" if row["n"] else "no OA"
         words.append(f"{row['merge']} {level}{lost}")
     return "; ".join(words)
-
-
-def _points(row: Mapping, mean: str, low: str, high: str, sign: str = "+") -> str:
-    interval = "" if pd.isna(row[low]) else f" [{100 * row[low]:{sign}.1f}, {100 * row[high]:{sign}.1f}]"
-    return f"{100 * row[mean]:{sign}.1f}{interval}"

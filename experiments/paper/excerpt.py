@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from resjax.stats import Estimate
+
 
 class Value(NamedTuple):
     """A column of a table in the report: its heading, and what its numbers are multiplied by."""
@@ -53,8 +55,6 @@ def _with_interval(table: pd.DataFrame, column: str, scale: float) -> pd.Series:
     low, high = ("ci_low", "ci_high") if column == "mean" and "ci_low" in table else (f"{column}_low", f"{column}_high")
     if not pd.api.types.is_numeric_dtype(table[column]):
         return table[column].astype(str)
-    mean = (scale * table[column]).map(lambda x: "" if pd.isna(x) else f"{x:.4g}")
-    if low not in table:
-        return mean
-    ends = zip(scale * table[low], scale * table[high], strict=True)
-    return mean + ["" if pd.isna(a) or pd.isna(b) else f" [{a:.4g}, {b:.4g}]" for a, b in ends]
+    ends = {"low": table[low], "high": table[high]} if low in table else {}
+    columns = pd.DataFrame({"value": table[column]} | ends) * scale
+    return columns.apply(lambda row: "" if pd.isna(row["value"]) else f"{Estimate(**row):.4g}", axis=1)

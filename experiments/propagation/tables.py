@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from resjax import stats
+from resjax.stats import Estimate
 
 CELL = ["part", "merge", "norm", "depth", "scale", "shortcut"]
 GEOMETRIC = ("power", "typical", "kurtosis", "gain")
@@ -145,12 +146,6 @@ def zeros(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(out)
 
 
-def words(row: Mapping, name: str, digits: int = 3) -> str:
-    """`1.65 [1.60, 1.71]`."""
-    mean, low, high = (f"{row[f'{name}{end}']:.{digits}g}" for end in ("", "_low", "_high"))
-    return f"{mean} [{low}, {high}]"
-
-
 def verdict_gradients(table: pd.DataFrame) -> str:
     """Q3 in sentences, from `cells`: the deepest ResNets."""
     nets = table[(table["part"] == "depth") & (table["depth"] == table.loc[table["part"] == "depth", "depth"].max())]
@@ -161,19 +156,20 @@ def verdict_gradients(table: pd.DataFrame) -> str:
             continue
         row = own.loc["mul_bn1"]
         others = [own.loc[merge] for merge in ("mul_bn", "mul", "add") if merge in own.index]
-        gains = [f"{r.name} {words(r, 'gain')} (theory {r['predicted_gain']:.3g})" for r in (row, *others)]
-        safe = [f"{r.name} {words(r, 'safe')}" for r in (row, *others)]
-        spreads = [f"{r.name} {words(r, 'spread')}" for r in (row, *others)]
-        over_add = f"; mul_bn1 over add {words(row, 'gain_to_add')}" if "add" in own.index else ""
+        gains = [f"{r.name} {Estimate.of(r, 'gain'):.3g} (theory {r['predicted_gain']:.3g})" for r in (row, *others)]
+        safe = [f"{r.name} {Estimate.of(r, 'safe'):.3g}" for r in (row, *others)]
+        spreads = [f"{r.name} {Estimate.of(r, 'spread'):.3g}" for r in (row, *others)]
+        over_add = f"; mul_bn1 over add {Estimate.of(row, 'gain_to_add'):.3g}" if "add" in own.index else ""
         one = "yes" if abs(row["mean"] - 1) < 0.1 else "no"
         stable = "yes" if row["safe_low"] >= row["blocks"] else "undecided"
         stable = "refuted" if row["safe_high"] < row["blocks"] else stable
         sentences.append(
-            f"ResNet-{row['depth']:.0f}, {norm}, n = {row['n']:.0f}: mean of z of mul_bn1 {words(row, 'mean')}"
-            f" (1 within .1: {one}); gain of gradient power per block: {', '.join(gains)}"
-            f"{over_add}; of {row['blocks']:.0f} blocks after the first, power and gradient stay"
-            f" within a factor e for: {', '.join(safe)} (gradients of mul_bn1 stable: {stable}); over the first four"
-            f" blocks the std of ln ||z|| grows a block by: {', '.join(spreads)}"
+            f"ResNet-{row['depth']:.0f}, {norm}, n = {row['n']:.0f}: mean of z of mul_bn1"
+            f" {Estimate.of(row, 'mean'):.3g} (1 within .1: {one});"
+            f" gain of gradient power per block: {', '.join(gains)}{over_add};"
+            f" of {row['blocks']:.0f} blocks after the first, power and gradient stay within a factor e for:"
+            f" {', '.join(safe)} (gradients of mul_bn1 stable: {stable});"
+            f" over the first four blocks the std of ln ||z|| grows a block by: {', '.join(spreads)}"
         )
     return ". ".join(sentences)
 
@@ -199,12 +195,12 @@ def verdict_literal(table: pd.DataFrame, losses: Mapping[str, pd.DataFrame]) -> 
     found = []
     for option, own in table.groupby("shortcut", sort=False):
         first = own[own["stage"] == 1]
-        shares = ", ".join(f"{words(row, 'alive')} ({0.5 ** row['number']:g})" for _, row in first.iterrows())
+        shares = ", ".join(f"{Estimate.of(row, 'alive'):.3g} ({0.5 ** row['number']:g})" for _, row in first.iterrows())
         text = f"option {option}: alive in stage 1 (theory) {shares}; dead units in the last block"
-        text += f" {words(own.iloc[-1], 'dead_units')}"
+        text += f" {Estimate.of(own.iloc[-1], 'dead_units'):.3g}"
         if option in losses:
             guessing = interval("guessing", losses[option]["guessing"])
-            text += f"; share of images with the loss ln(classes) {words(guessing, 'guessing')}"
+            text += f"; share of images with the loss ln(classes) {Estimate.of(guessing, 'guessing'):.3g}"
         found.append(text)
     return "; ".join(found)
 
@@ -213,8 +209,8 @@ def verdict_initialisers(table: pd.DataFrame) -> str:
     """Q16 in a sentence, from `ratios`."""
     kinds = {"relu": "ReLU", "none": "linear"}
     found = [
-        f"{row['initializer']}, {kinds[row['activation']]}: {words(row, 'ratio', 4)} forwards,"
-        f" {words(row, 'back', 4)} backwards, predicted {row['predicted']:.4f}"
+        f"{row['initializer']}, {kinds[row['activation']]}: {Estimate.of(row, 'ratio'):.4g} forwards,"
+        f" {Estimate.of(row, 'back'):.4g} backwards, predicted {row['predicted']:.4f}"
         for _, row in table.iterrows()
     ]
     off = max((table[name] / table["predicted"] - 1).abs().max() for name in ("ratio", "back"))
@@ -227,8 +223,6 @@ def verdict_zeros(rows: pd.DataFrame) -> str:
     for net, own in rows.groupby("net", sort=False):
         of_seed = own.groupby("seed")[["zero", "never_active"]].mean()
         row = interval("zero", of_seed["zero"]) | interval("never_active", of_seed["never_active"])
-        found.append(
-            f"{net} (n = {len(of_seed)}): {words(row, 'zero')} of activations are 0, {words(row, 'never_active')} of"
-            " units never active"
-        )
+        zero, never = Estimate.of(row, "zero"), Estimate.of(row, "never_active")
+        found.append(f"{net} (n = {len(of_seed)}): {zero:.3g} of activations are 0, {never:.3g} of units never active")
     return "; ".join(found)

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from resjax import stats
+from resjax.stats import Estimate
 
 METRICS = {  # column -> what it is, factor to the unit, unit; +1 where more is worse
     "early_loss": ("training loss, first epochs", 1, "nats", 1),
@@ -177,9 +178,7 @@ def _row(merge: str, hypothesis: str, evidence: str, metric: str, parts: Mapping
 
 def decided(ci: Mapping) -> str:
     """Whether an interval says that something is above 0."""
-    if ci["ci_low"] is None:
-        return "undecided"
-    return "supported" if ci["ci_low"] > 0 else "refuted" if ci["ci_high"] < 0 else "undecided"
+    return {1: "supported", -1: "refuted", 0: "undecided"}[Estimate.of(ci).side]
 
 
 def best_rates(nets: pd.DataFrame, baseline: str = "add") -> pd.DataFrame:

@@ -28,6 +28,7 @@ from experiments.surface.style import (
 from experiments.surface.tables import ARMS, BASELINE, ENOUGH, READINGS, Reading
 from resjax.analysis import plots
 from resjax.analysis.regions import class_looks, draw_regions, draw_thumbnail
+from resjax.stats import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -151,8 +152,7 @@ def _label(reading: Reading) -> str:
 
 def _tau(figure: "Figure", left: float, top: float, row: pd.Series) -> None:
     if np.isfinite(row["tau"]):
-        clear = row["tau_low"] > 0 or row["tau_high"] < 0
-        weight = "bold" if clear and row["n"] >= ENOUGH else "normal"
+        weight = "bold" if Estimate.of(row, "tau").side and row["n"] >= ENOUGH else "normal"
         text_at(figure, left, top, tau_words(row, "\n"), fontweight=weight)
 
 

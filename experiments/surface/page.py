@@ -9,6 +9,7 @@ import pandas as pd
 from experiments.surface.style import in_words, merges_of, of_dataset, seeds, tau_words
 from experiments.surface.tables import ARMS, BASELINE, READINGS
 from resjax.analysis import page
+from resjax.stats import Estimate
 
 FIGURES = {  # figure -> heading, caption, alternative text
     "card": (
@@ -125,8 +126,9 @@ def _cell(row: pd.Series) -> str:
     scale = READINGS[row["reading"]].scale
     if pd.isna(row["mean"]):
         return "diverged" if row["diverged"] else ""
-    interval = "" if pd.isna(row["ci_low"]) else f"\n[{scale * row['ci_low']:.3g}, {scale * row['ci_high']:.3g}]"
-    return f"{scale * row['mean']:.3g}{interval}" + (f"\nn = {row['n']:.0f}" if row["diverged"] else "")
+    estimate = Estimate.of(row, scale=scale)
+    lines = f"{estimate.value:.3g}", estimate.interval(), f"n = {row['n']:.0f}" if row["diverged"] else ""
+    return "\n".join(filter(None, lines))
 
 
 def _head(name: str, taus: pd.DataFrame) -> str:

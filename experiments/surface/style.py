@@ -8,6 +8,7 @@ import pandas as pd
 from experiments.surface.tables import ARMS
 from resjax.analysis import plots
 from resjax.config import ConfigError
+from resjax.stats import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,8 +69,7 @@ def limits(values: pd.DataFrame, log: bool = False) -> tuple[float, float]:
 
 def tau_words(row: pd.Series, separator: str) -> str:
     """Its tau, and the interval if it has one."""
-    interval = "" if pd.isna(row["tau_low"]) else f"{separator}[{row['tau_low']:+.2f}, {row['tau_high']:+.2f}]"
-    return f"{row['tau']:+.2f}{interval}"
+    return f"{Estimate.of(row, 'tau'):+.2f}".replace(" ", separator, 1)
 
 
 def in_words(arm: str) -> str:

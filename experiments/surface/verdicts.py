@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.surface.tables import BASELINE, ENOUGH, READINGS, SYMMETRIES
+from resjax.stats import Estimate
 
 AMONG = [reading for reading in READINGS if reading != "error"]
 FALSE_ALARMS = 0.05
@@ -58,7 +59,10 @@ def _who(nets: pd.DataFrame) -> str:
 
 def _baseline(rows: pd.DataFrame) -> str:
     of_add = rows[rows["merge"] == BASELINE].set_index("reading")
-    words = [f"{READINGS[r].words} {_number(of_add.loc[r], r, 'mean', 'ci_low', 'ci_high')}" for r in READINGS]
+    words = []
+    for name, reading in READINGS.items():
+        value = Estimate.of(of_add.loc[name], scale=reading.scale)
+        words.append(f"{reading.words} {value:.3g} {reading.unit}".rstrip())
     return f"{BASELINE} (n = {of_add['n'].max():.0f} seeds): {', '.join(words)}"
 
 
@@ -92,11 +96,12 @@ def _common(card: pd.DataFrame, ranked: pd.DataFrame) -> str:
     merges, cells = (of_set["all"][name].max() for name in ("n", "cells"))
     if merges < ENOUGH:
         return f"{merges} merges are too few to rank, which takes {ENOUGH}."
-    signs = {r: {_sign(of_set[name].loc[r], "tau") for name in sets} for r in AMONG}
+    signs = {r: {Estimate.of(of_set[name].loc[r], "tau").side for name in sets} for r in AMONG}
     same = [r for r in AMONG if signs[r] in ({1}, {-1})]
     against = [r for r in AMONG if {1, -1} <= signs[r]]
     text = f"within sets and priors, merges err more the larger (+) or smaller (-) is, on each of {', '.join(sets)}: "
-    text += ", ".join(f"{READINGS[r].words} {_tau(of_set['all'].loc[r])}" for r in same) or "no reading"
+    taus = {r: Estimate.of(of_set["all"].loc[r], "tau") for r in same}
+    text += ", ".join(f"{READINGS[r].words} {tau:+.2f}" for r, tau in taus.items()) or "no reading"
     text += f" (Kendall's tau, mean over {cells} sets and priors of {merges} merges)"
     if against:
         text += f"; of opposite sign between sets: {', '.join(READINGS[r].words for r in against)}"
@@ -133,7 +138,7 @@ def _symmetry(rows: pd.DataFrame, priors: pd.DataFrame, aligned: pd.DataFrame) -
     """How long nets without a prior keep what they have right, and what augmentation and a transformer add."""
     plain = rows[(rows["arm"] == "plain") & (rows["merge"] == BASELINE)].set_index(["transformation", "amount"])
     words = [
-        f"{name} {amount:g} {_percent(plain.loc[(name, amount)])}"
+        f"{name} {amount:g} {Estimate.of(plain.loc[(name, amount)], scale=100):.0f}"
         for name, amounts in TOLD.items()
         for amount in amounts
         if (name, amount) in plain.index
@@ -145,34 +150,12 @@ def _symmetry(rows: pd.DataFrame, priors: pd.DataFrame, aligned: pd.DataFrame) -
         text += f"; {arm} changes {', '.join(changes)}"
     for transformation, of in aligned.groupby("transformation", sort=False):
         least, most = of.loc[of["mean"].idxmin()], of.loc[of["mean"].idxmax()]
-        text += (
-            f"; of a {transformation} the spatial transformer takes back (%) {_percent(least)} ({least['merge']}) to "
-        )
-        text += f"{_percent(most)} ({most['merge']})"
+        low, high = (f"{Estimate.of(row, scale=100):.0f} ({row['merge']})" for row in (least, most))
+        text += f"; of a {transformation} the spatial transformer takes back (%) {low} to {high}"
     return f"{text}."
-
-
-def _sign(row: Mapping, name: str) -> int:
-    """1 or -1 if the interval lies on that side of 0, else 0."""
-    return int(row[f"{name}_low"] > 0) - int(row[f"{name}_high"] < 0)
-
-
-def _number(row: Mapping, reading: str, mean: str, low: str, high: str) -> str:
-    scale, unit = READINGS[reading].scale, READINGS[reading].unit
-    interval = "" if pd.isna(row[low]) else f" [{scale * row[low]:.3g}, {scale * row[high]:.3g}]"
-    return f"{scale * row[mean]:.3g}{interval}" + (f" {unit}" if unit else "")
-
-
-def _percent(row: Mapping) -> str:
-    interval = "" if pd.isna(row["ci_low"]) else f" [{100 * row['ci_low']:.0f}, {100 * row['ci_high']:.0f}]"
-    return f"{100 * row['mean']:.0f}{interval}"
-
-
-def _tau(row: Mapping) -> str:
-    return f"{row['tau']:+.2f} [{row['tau_low']:+.2f}, {row['tau_high']:+.2f}]"
 
 
 def _change(row: Mapping, reading: str) -> str:
     unit = "points" if READINGS[reading].share else "%"
-    numbers = [100 * row[f"relative{end}"] for end in ("", "_low", "_high")]
-    return "{:+.1f} {} [{:+.1f}, {:+.1f}]".format(numbers[0], unit, *numbers[1:])
+    change = Estimate.of(row, "relative", 100)
+    return f"{change.value:+.1f} {unit} {change.interval('+.1f')}"

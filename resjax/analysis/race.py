@@ -33,6 +33,7 @@ from scipy.special import entr
 
 from resjax import stats
 from resjax.config import ConfigError
+from resjax.stats import Estimate
 
 CELL = ["dataset", "train_size"]
 AXES = ["merge", "depth", "width"]
@@ -129,26 +130,22 @@ def verdict(result: pd.DataFrame, table: pd.DataFrame, kernel_rows: Collection[s
     first, of_merge = result.iloc[0], result.loc[result["psi_merge"].fillna(-2).idxmax()]
     tied = list(result.loc[1:].query("behind_low <= 0")["predictor"])
     text += f" (95 % intervals, not adjusted for {len(result)} predictors): {first['predictor']} has "
-    text += f"the largest tau, {_with_ci(first, 'tau')}"
+    text += f"the largest tau, {Estimate.of(first, 'tau'):.2f}"
     if tied:
         text += f", not distinguishable from {', '.join(tied[:5])}" + f" and {len(tied) - 5} more" * (len(tied) > 5)
-    text += f"; its psi_merge is {_with_ci(first, 'psi_merge')}"
+    text += f"; its psi_merge is {Estimate.of(first, 'psi_merge'):.2f}"
     if of_merge["psi_merge"] > first["psi_merge"]:
-        text += f", the largest psi_merge that of {of_merge['predictor']}, {_with_ci(of_merge, 'psi_merge')}"
+        text += f", the largest psi_merge that of {of_merge['predictor']}, {Estimate.of(of_merge, 'psi_merge'):.2f}"
     kernel = result[result["predictor"].isin(list(kernel_rows)) & result["gain"].notna()]
     if kernel.empty:
         return f"{text}."
     above = kernel[kernel["gain_low"] > 0].sort_values("gain", ascending=False)
     if len(above):
-        gains = ", ".join(f"{row['predictor']} by {_with_ci(row, 'gain')}" for _, row in above.iterrows())
+        gains = ", ".join(f"{row['predictor']} by {Estimate.of(row, 'gain'):.2f}" for _, row in above.iterrows())
         return f"{text}. {len(above)} of {len(kernel)} kernel predictors beat the best plain baseline: {gains}."
     best = kernel.loc[kernel["gain"].idxmax()]
     text += f". None of {len(kernel)} kernel predictors is distinguishably better than the best plain baseline"
-    return f"{text}; the largest gain is that of {best['predictor']}, {_with_ci(best, 'gain')}."
-
-
-def _with_ci(row: pd.Series, name: str) -> str:
-    return "{:.2f} [{:.2f}, {:.2f}]".format(*row[[name, f"{name}_low", f"{name}_high"]])
+    return f"{text}; the largest gain is that of {best['predictor']}, {Estimate.of(best, 'gain'):.2f}."
 
 
 def _checked(table: pd.DataFrame, predictors: Mapping, target: str) -> tuple[pd.DataFrame, int]:

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from resjax import records
+from resjax.stats import Estimate
 
 _ROWS = {
     "OA": "overall accuracy (OA)",
@@ -35,6 +36,7 @@ def print_run(run_dir: Path, console: Console | None = None) -> None:
     for name, label in _ROWS.items():
         if name in summary["statistics"]:
             s = summary["statistics"][name]
-            interval = "" if s["ci_low"] is None else f"[{s['ci_low']:.4f}, {s['ci_high']:.4f}]"
-            table.add_row(label, f"{s['mean']:.4f}", "" if s["std"] is None else f"{s['std']:.4f}", interval)
+            table.add_row(
+                label, f"{s['mean']:.4f}", "" if s["std"] is None else f"{s['std']:.4f}", Estimate.of(s).interval(".4f")
+            )
     console.print(table)
