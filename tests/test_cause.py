@@ -1,6 +1,7 @@
 """The decisive experiment: its decomposition and rules on made-up errors, its plan, and its rungs on a tiny net."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,8 @@ from experiments.cause import tables as cause
 from resjax import config as config_lib
 from resjax import stats
 from resjax.config import ConfigError
-from resjax.regression import ladder
+from resjax.regression import ladder, splits
+from resjax.regression.tasks import OWN, Target
 from resjax.sweep import flags, measuring
 
 ALPHAS = (0.125, 1, 64)
@@ -198,6 +200,9 @@ def test_hierarchical_intervals():
     }  # fmt: skip
 
 
+TAUGHT = Target("net", merge="add")
+
+
 # --- The rungs of a tiny net --------------------------------------------------------------------------------------
 def tiny(merge, **entries):
     config = config_lib.base()
@@ -213,7 +218,9 @@ def tiny(merge, **entries):
 
 @pytest.fixture(scope="module")
 def climbed():
-    words = {"rungs": "01234", "test": 30, "inits": 2, "alphas": "1,256", "unmatched": "2", "rates": "0.01,0.1,1e6"}
+    words = {
+        "rungs": study.RUNGS, "test": 30, "inits": 2, "alphas": (1, 256), "unmatched": (2,), "rates": (0.01, 0.1, 1e6),
+    }  # fmt: skip
     return pd.DataFrame(ladder.measure(tiny("mul", epochs=30), "", allow_edge=True, **words)["rows"])
 
 
@@ -231,7 +238,7 @@ def test_all_rungs_are_climbed(climbed):
 
 def test_scales_are_those_of_the_sum(climbed):
     """At the alphas of R3 all merges have the same alpha^2 K, replica by replica; at those of R3u they don't."""
-    words = {"rungs": "13", "test": 30, "inits": 2, "alphas": "1,256", "rates": "1,2"}
+    words = {"rungs": ("R1", "R3"), "test": 30, "inits": 2, "alphas": (1, 256), "rates": (1, 2)}
     of_sum = pd.DataFrame(ladder.measure(tiny("add"), "", **words)["rows"])
 
     def squared(table, rung):
@@ -253,10 +260,12 @@ def test_the_lazy_net_is_its_linearisation(climbed):
     np.testing.assert_allclose(lazy["error"], R1["error"], rtol=0.15)  # 24 points: 1 % is far from the kernel's end
 
 
-@pytest.mark.parametrize(("target", "outputs"), [("classes", 10), ("eigen3", 1), ("hermite2", 1)])
+@pytest.mark.parametrize(
+    ("target", "outputs"), [(Target("classes"), 10), (Target("eigen", 3), 1), (Target("hermite", 2), 1)]
+)
 def test_targets_on_images(target, outputs):
     config = tiny("add", **{"dataset.name": "digits"})
-    task = ladder._task(config, target, 30, split=1)
+    task = splits.task_of(config, target, 30, split=1)
     assert task.x_NxD.shape == (24, 64) and task.y_N.shape == (24, outputs) and task.test_y_M.shape == (30, outputs)
     np.testing.assert_allclose(np.linalg.norm(task.x_NxD, axis=1), 8)
     both = np.concatenate([task.y_N, task.test_y_M])
@@ -264,8 +273,12 @@ def test_targets_on_images(target, outputs):
         assert np.mean(both**2) == pytest.approx(1)
     else:
         np.testing.assert_allclose(both.sum(1), 0, atol=1e-12)
-    with pytest.raises(ConfigError, match="choose classes"):
-        ladder._task(config, "parity2", 30, split=1)
+
+
+@pytest.mark.parametrize(("kind", "merge"), [("parity", ""), ("net", ""), ("classes", "add")])
+def test_targets_that_mean_nothing(kind, merge):
+    with pytest.raises(ConfigError, match="want a kind of own, shuffled, net"):
+        Target(kind, merge=merge)
 
 
 # --- The program ---------------------------------------------------------------------------------------------------
@@ -274,7 +287,7 @@ def measure(config, workdir, **options):
     D = {"R0": 0.0, "R1": 0.0, "R2": 0.0, "R3": 0.0, "R4": 0.0}
     table = rows(dict.fromkeys(D, -0.1), noise=0)
     table = table[table["merge"] == ("add" if config.model.merge == "add" else "mul")]
-    table = table[table["rung"].str[1].isin(list(options["rungs"]))]
+    table = table[table["rung"].isin(options["rungs"])]
     tuning = table.iloc[:1].assign(rung="tuning")
     columns = ["split", "init", "rung", "alpha", "own_alpha", "kernel", "error"]
     more = {"train_error": 0.0, "steps": 1, "moved": 0.0, "rate": 0.1, "stable": 0.2}
@@ -298,7 +311,7 @@ def test_merges_at_equal_rates(tmp_path, monkeypatch, capsys):
 
     def at_rates(config, workdir, *, test, rates):
         low = 0.1 if config.model.merge == "mul" else 0.2
-        errors = {float(rate): np.inf if float(rate) > low else 0.5 - float(rate) for rate in rates.split(",")}
+        errors = {rate: np.inf if rate > low else 0.5 - rate for rate in rates}
         return {"rows": [
             {"split": s, "init": 0, "rate": rate, "error": error + s, "train_error": error}
             for rate, error in errors.items() for s in range(4)
@@ -319,7 +332,7 @@ def test_merges_at_equal_rates(tmp_path, monkeypatch, capsys):
 
 def test_the_recipe_at_one_rate_is_that_of_the_ladder(climbed):
     config = tiny("mul", epochs=30)
-    found = pd.DataFrame(cause_rates.measure(config, "", test=30, rates="0.1")["rows"]).set_index("split")
+    found = pd.DataFrame(cause_rates.measure(config, "", test=30, rates=(0.1,))["rows"]).set_index("split")
     ladder = climbed[(climbed["rung"] == "R4") & (climbed["init"] == 0)].set_index("split")
     np.testing.assert_allclose(found[["error", "train_error"]], ladder[["error", "train_error"]], rtol=1e-5)
 
@@ -401,40 +414,40 @@ def test_the_battery_is_measured_once_for_equal_cells(tmp_path, monkeypatch):
     assert study.main(argv, counted) == 0
     table = pd.read_csv(tmp_path / "out.csv", comment="#")
     assert list(table["arm"].unique()) == list(battery.ARMS) and len(table) == 2 * len(battery.ARMS)
-    plain = [call for call in calls if call == ("add", "cube10_degree2", "")]
+    plain = [call for call in calls if call == ("add", "cube10_degree2", OWN)]
     assert len(plain) == 3  # the sum itself, with BatchNorm, and without decay: not once an arm
     assert (tmp_path / "out.png").exists()
 
 
-@pytest.mark.parametrize(("target", "n"), [("shuffled", 24), ("of:add", 24), ("of:add:40", 64)])
+@pytest.mark.parametrize(("target", "n"), [(Target("shuffled"), 24), (TAUGHT, 24), (replace(TAUGHT, extra=40), 64)])
 def test_targets_of_the_battery(target, n):
     config = tiny("mul", **{"optimizer.learning_rate": 0.003})
-    plain, task = ladder._task(config, "", 30, split=1), ladder._task(config, target, 30, split=1)
+    plain, task = (splits.task_of(config, of, 30, split=1) for of in (OWN, target))
     np.testing.assert_array_equal(task.x_NxD[:24], plain.x_NxD)
     np.testing.assert_array_equal(task.test_y_M, plain.test_y_M)
     assert task.y_N.shape == (n, 1) and np.isfinite(task.y_N).all() and np.any(task.y_N[:24] != plain.y_N)
-    if target == "shuffled":
+    if target.kind == "shuffled":
         np.testing.assert_array_equal(np.sort(task.y_N, 0), np.sort(plain.y_N, 0))
     assert not {x.tobytes() for x in task.x_NxD} & {x.tobytes() for x in task.test_x_MxD}
 
 
 def test_the_rate_is_chosen_by_what_is_reported_and_teachers_tell_how_well_they_fit():
-    words = {"rungs": "4", "test": 30, "inits": 1, "alphas": "1", "rates": "0.01,0.1", "allow_edge": True}
+    words = {"rungs": ("R4",), "test": 30, "inits": 1, "rates": (0.01, 0.1), "allow_edge": True}
     config = tiny("add", seeds=1, epochs=20)
-    found = pd.DataFrame(ladder.measure(config, "", target="shuffled", choose="train_error", **words)["rows"])
+    found = pd.DataFrame(ladder.measure(config, "", target=Target("shuffled"), choose="train_error", **words)["rows"])
     tried = found[found["rung"] == "tuning"].groupby("rate")["train_error"].mean()
     assert found.loc[found["rung"] == "R4", "rate"].item() == tried.idxmin() == 0.1
-    taught = pd.DataFrame(ladder.measure(config, "", target="of:add", **words)["rows"]).set_index("rung")
-    assert 0 < taught.loc["teacher", "train_error"] < 1 and taught.loc["teacher", "init"] == ladder.TEACHER
+    taught = pd.DataFrame(ladder.measure(config, "", target=TAUGHT, **words)["rows"]).set_index("rung")
+    assert 0 < taught.loc["teacher", "train_error"] < 1 and taught.loc["teacher", "init"] == splits.TEACHER
 
 
 def test_rates_are_chosen_on_images_that_no_split_has():
     labels = np.arange(200) % 10
-    splits = [set(ladder._chosen(labels, 60, split)) for split in range(20)]
-    tuning = [set(ladder._chosen(labels, 60, ladder.TUNING_SEED + i)) for i in range(2)]
-    assert not set.union(*splits) & set.union(*tuning) and tuning[0] == tuning[1] and len(set.union(*splits)) == 140
+    reported = [set(splits._chosen(labels, 60, split)) for split in range(20)]
+    tuning = [set(splits._chosen(labels, 60, splits.TUNING_SEED + i)) for i in range(2)]
+    assert not set.union(*reported) & set.union(*tuning) and tuning[0] == tuning[1] and len(set.union(*reported)) == 140
     with pytest.raises(ConfigError, match="there are 200"):
-        ladder._chosen(labels, 101, 0)
+        splits._chosen(labels, 101, 0)
 
 
 def test_the_plan(monkeypatch):

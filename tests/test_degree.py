@@ -138,12 +138,12 @@ def test_the_study_writes_its_tables_and_figures(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(measuring, "workers", lambda: 1)
     asked = []
 
-    def measure(config, workdir, *, rungs, test, inits, alphas, rates, allow_edge):
+    def measure(config, workdir, *, rungs, test, inits, rates, allow_edge):
         product, n, degree = config.model.merge == "mul", config.dataset.train_size, int(config.dataset.name[-1])
         error = (0.8 if product else 1.0) * degree * 32 / n
         rows = [{"split": s, "rung": "tuning", "rate": 0.03, "error": 1.0, "train_error": 1.0} for s in (5, 6)]
         for rung in rungs:
-            row = {"rung": f"R{rung}", "rate": 0.03, "stable": 0.1, "error": error, "train_error": 0}
+            row = {"rung": rung, "rate": 0.03, "stable": 0.1, "error": error, "train_error": 0}
             rows += [row | {"split": s} for s in (0, 1)]
         return {"rows": rows}
 

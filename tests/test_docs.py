@@ -72,7 +72,7 @@ def test_the_examples_run(registries, tmp_path, monkeypatch):
     assert api["kernel"].shape == (24, 24, 10, 10)
     assert {"scaled", "soft_gate"} < set(MERGES) and "negative_bias" in PREDICTORS
     assert api["differences"]["merge"].tolist() == ["add", "mul"]
-    assert len(api["found"]["rows"]) == 3 * 16
+    assert len(api["found"]["outputs"]) == 3 * 16
     assert "data:image/webp" in Path("report.html").read_text()
 
     adding, reading = blocks(README, "python")

@@ -150,10 +150,10 @@ def train(config, workdir) -> Path:
     return run_dir
 
 
-def measure(config, workdir, *, probe, images, moments, split="train"):
+def measure(config, workdir, *, probes, images, moments, split="train"):
     """Stands in for resjax.sweep.probed.measure."""
-    merge, rows = config.model.merge, []
-    assert moments == "trained" and images == (2000 if split == "test" else interpolators.EVERY)
+    (probe,), merge, rows = probes, config.model.merge, []
+    assert moments == ("trained",) and images == (2000 if split == "test" else interpolators.EVERY)
     for seed in range(config.seed, config.seed + config.seeds):
         about = {"seed": seed, "moment": "trained"}
         if (merge, seed) == LOST:
@@ -168,7 +168,7 @@ def measure(config, workdir, *, probe, images, moments, split="train"):
             wrong = split == "train" and i == 7 and seed in UNFIT.get(merge, ())
             row = {"image": i, "label": 0} | {f"p{k}": p for k, p in enumerate(p_K)}
             rows.append(about | row | {"margin": np.float32(-0.5 if wrong else 1 + 0.1 * i)})
-    return {"rows": rows}
+    return {probe: rows}
 
 
 @pytest.fixture(scope="module")

@@ -183,10 +183,11 @@ class Measure:
     def __init__(self):
         self.calls = []
 
-    def __call__(self, config, workdir, probe, images, moments, **options):
-        assert (images, moments) == (4096, "trained")
+    def __call__(self, config, workdir, probes, images, moments, **options):
+        assert (images, moments) == (4096, ("trained",))
+        (probe,) = probes
         self.calls.append((probe, config.model.merge, config.batch_size))
-        return {"rows": [row | {"moment": moments} for row in getattr(self, probe)(config)]}
+        return {probe: [row | {"moment": "trained"} for row in getattr(self, probe)(config)]}
 
     def seeds(self, config):
         return range(config.seed + (config.model.merge == "mul"), config.seed + config.seeds)

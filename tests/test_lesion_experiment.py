@@ -34,12 +34,13 @@ def cost_of(merge, seed, lesion):
     return (COST[merge] + 0.001 * (seed % 3)) * (lesion == "delete")
 
 
-def measure(config, workdir, *, probe, images, split, moments="init,trained", recalibrate=False, draws=1):
+def measure(config, workdir, *, probes, images, split, moments=("init", "trained"), recalibrate=False, draws=1):
     """Stands in for resjax.sweep.probed.measure; two blocks cost twice as much as one."""
     model, seeds = config.model, range(config.seed, config.seed + config.seeds)
-    assert split == "test" and (images == 64 or (images, moments) == (360, "trained"))
+    assert split == "test" and (images == 64 or (images, moments) == (360, ("trained",)))
+    (probe,) = probes
     if model.merge == "mul" and model.norm == "bn" and model.depth > 8:
-        return {"rows": []}
+        return {probe: []}
     rows = []
     for seed in seeds:
         if probe == "paths":
@@ -65,7 +66,7 @@ def measure(config, workdir, *, probe, images, split, moments="init,trained", re
         rows.append(row("swap", BLOCKS[:2], 0, ERROR + 0.05, tau=0.5))
         if draws:
             rows += [row("permute", BLOCKS[:2], draw, ERROR + 0.1 * draw, tau=0.51) for draw in (1, 2)]
-    return {"rows": rows}
+    return {probe: rows}
 
 
 @pytest.fixture(scope="module")

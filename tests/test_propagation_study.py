@@ -181,12 +181,13 @@ def looked(seeds):
 
 
 def test_zeros_without_the_merges_that_were_lost_and_every_other_in_its_order(tmp_path, monkeypatch):
-    labels = [f"ResNet {merge}" for merge in ("mul", "add", "mul_bn1", "se")]
+    merges = {f"ResNet {merge}": merge for merge in ("mul", "add", "mul_bn1", "se")}
+    labels = list(merges)
     found = {moment: {label: looked(2) for label in labels} for moment in ("untrained", "trained")}
     found["trained"]["ResNet mul"] = looked(0)
     stacks = pd.DataFrame({"activation": ["relu"] * 2, "initializer": "He", "layer": [1, 2], "seed": 0, "zero": 0.5,
                            "never_active": 0.0})  # fmt: skip
-    rows = study_module.zero_rows(found, stacks)
+    rows = study_module.zero_rows(found, merges, stacks)
     nets = [f"{label}, untrained" for label in labels] + [f"{label}, trained" for label in labels[1:]]
     assert list(dict.fromkeys(rows["net"])) == [*nets, "plain ReLU stack"]
     assert "ResNet se, trained (n = 2): 0.5" in signal_tables.verdict_zeros(rows)

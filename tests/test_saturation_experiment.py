@@ -64,7 +64,7 @@ def gate_row(seed, epoch, merge):
 
 
 def measure(config, workdir, **options):
-    assert options == {"images": 16, "probe": "masks", "split": "test"}
+    assert options == {"images": 16, "probes": ("masks",), "split": "test"}
     rng = np.random.default_rng(0)
     rows = [
         {"seed": seed, "moment": moment, "block": block, "image": image, "row": r, "column": c,
@@ -72,7 +72,7 @@ def measure(config, workdir, **options):
         for seed in SEEDS for moment in ("init", "trained") for block in ("stage1_block1", "stage2_block1")
         for image in range(6) for r in range(2) for c in range(2)
     ]  # fmt: skip
-    return {"rows": rows}
+    return {"masks": rows}
 
 
 @pytest.fixture

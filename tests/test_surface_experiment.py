@@ -79,8 +79,8 @@ def test_distances_are_asked_of_nets_without_a_prior():
 
 
 def test_readings_are_means_over_what_was_looked_at():
-    keys = {"cell": "digits, plain, add", "seed": 0}
-    nets = made_up(lambda *_: 0).iloc[:1].assign(OA=0.9).drop(columns=[*READINGS, "arm"])
+    keys = {"cell": "digits, plain, add", "seed": 0, "dataset": "digits", "arm": "plain"}
+    nets = made_up(lambda *_: 0).iloc[:1].assign(OA=0.9).drop(columns=list(READINGS))
     looks = {
         "smoothness": [{"jacobian": 1, "jacobian_logits": 2}, {"jacobian": 3, "jacobian_logits": 4}],
         "lines": [{"curvature": c, "back": b, "way": 1.5, "regions": c, "third": 0} for c, b in ((2, 0.1), (5, 0.2))],
@@ -213,10 +213,10 @@ def arm_of(config):
     return "plain" if config.dataset.augment == "none" else "augment"
 
 
-def measure(config, workdir, *, probe, images, split, moments, points=0):
+def measure(config, workdir, *, probes, images, split, moments, points=0):
     """Stands in for resjax.sweep.probed.measure."""
-    assert (images, split, moments) == (256, "test", "trained")
-    arm, merge, found = arm_of(config), config.model.merge, {name: [] for name in probe.split(",")}
+    assert (images, split, moments) == (256, "test", ("trained",))
+    arm, merge, found = arm_of(config), config.model.merge, {name: [] for name in probes}
     for seed in range(config.seed, config.seed + config.seeds):
         if (arm, merge, seed) == LOST:
             continue
@@ -224,8 +224,8 @@ def measure(config, workdir, *, probe, images, split, moments, points=0):
         value = float(1 + MERGES.index(merge) + 0.1 * rng.random())
         for name in found:
             if name != "plane" or seed == config.seed:
-                found[name] += [row | {"seed": seed, "moment": moments} for row in looked(name, value, rng)]
-    return found if len(found) > 1 else {"rows": found[probe]}
+                found[name] += [row | {"seed": seed, "moment": "trained"} for row in looked(name, value, rng)]
+    return found
 
 
 def looked(name, value, rng):

@@ -6,12 +6,13 @@ each arm supports was fixed before running.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 
 from experiments.cause import tables as cause
+from resjax.regression.tasks import OWN, Target
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Arm:
       stays: what it supports if the difference is that of the reference.
       turns: what it supports if the difference has the other sign.
       entries: changes of the config.
-      target: of `resjax.regression.ladder.measure`; None: the task's own.
+      target: what is learned; by default the task's own values.
       metric: error, or train_error.
       task: another one than the reference's.
     """
@@ -34,13 +35,15 @@ class Arm:
     stays: str
     turns: str = ""
     entries: Mapping = field(default_factory=dict)
-    target: str | None = None
+    target: Target = OWN
     metric: str = "error"
     task: str = ""
 
 
 OPTIMISATION, EXPRESSIVITY = "optimisation", "expressivity"
 _NO_DECAY = {"optimizer.weight_decay": 0.0}
+_SUM, _PRODUCT = (Target("net", merge=merge) for merge in ("add", "mul"))
+_SUM_512, _PRODUCT_512 = (replace(target, extra=512) for target in (_SUM, _PRODUCT))
 _A_THIRD = {"epochs": 33}  # of the epochs, as there are three times the points: as many steps
 ARMS = {
     "reference": Arm("mul", "", ""),
@@ -54,12 +57,12 @@ ARMS = {
     "BatchNorm": Arm("mul", OPTIMISATION, EXPRESSIVITY, entries={"model.norm": "bn"}),
     "no decay, training error": Arm("mul", OPTIMISATION, EXPRESSIVITY, entries=_NO_DECAY, metric="train_error"),
     "shuffled targets, training error": Arm(
-        "mul", OPTIMISATION, EXPRESSIVITY, entries=_NO_DECAY, target="shuffled", metric="train_error"
+        "mul", OPTIMISATION, EXPRESSIVITY, entries=_NO_DECAY, target=Target("shuffled"), metric="train_error"
     ),
-    "taught by the sum's net": Arm("mul", OPTIMISATION, EXPRESSIVITY, target="of:add"),
-    "taught by it on 512 more points": Arm("mul", OPTIMISATION, EXPRESSIVITY, entries=_A_THIRD, target="of:add:512"),
-    "taught by the product's net": Arm("mul", EXPRESSIVITY, OPTIMISATION, target="of:mul"),
-    "taught by that on 512 more points": Arm("mul", EXPRESSIVITY, OPTIMISATION, entries=_A_THIRD, target="of:mul:512"),
+    "taught by the sum's net": Arm("mul", OPTIMISATION, EXPRESSIVITY, target=_SUM),
+    "taught by it on 512 more points": Arm("mul", OPTIMISATION, EXPRESSIVITY, entries=_A_THIRD, target=_SUM_512),
+    "taught by the product's net": Arm("mul", EXPRESSIVITY, OPTIMISATION, target=_PRODUCT),
+    "taught by that on 512 more points": Arm("mul", EXPRESSIVITY, OPTIMISATION, entries=_A_THIRD, target=_PRODUCT_512),
     "ReLU teacher": Arm("mul", "", OPTIMISATION, EXPRESSIVITY, task="relu10_width20"),
 }
 KNOWN = 0.05  # training error below which a net says at its training points what it was taught
@@ -98,7 +101,7 @@ def table(rows: pd.DataFrame, reference: str = "reference") -> pd.DataFrame:
                 changed = cause.interval(D - base)
                 row |= {f"changed_{key}": changed[key] for key in ("mean", "ci_low", "ci_high")}
                 of_teacher = teachers[(teachers["task"] == task) & (teachers["arm"] == name)]["train_error"]
-                if arm.target and arm.target.count(":") == 1 and of_teacher.median() < KNOWN:
+                if arm.target.merge and not arm.target.extra and of_teacher.median() < KNOWN:
                     supports = "nothing: same targets"
                 else:
                     supports = _supports(arm, effect, changed, cause.interval(base))

@@ -5,7 +5,7 @@ rate is chosen. A net that diverged or did not fit counts as lost, and its error
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -14,17 +14,19 @@ from ml_collections import ConfigDict
 from experiments.cause import tables as cause
 from resjax.stats import Estimate
 
-RATES = {"": "0.05,0.1,0.2,0.4,0.8", "no clipping": "0.003,0.006,0.012,0.025,0.05,0.1"}
+RATES = {"": (0.05, 0.1, 0.2, 0.4, 0.8), "no clipping": (0.003, 0.006, 0.012, 0.025, 0.05, 0.1)}
 
 
-def measure(config: ConfigDict, workdir: str | os.PathLike, *, test: int, rates: str) -> dict[str, list[dict]]:
+def measure(
+    config: ConfigDict, workdir: str | os.PathLike, *, test: int, rates: Sequence[float]
+) -> dict[str, list[dict]]:
     """Errors of `config.seeds` splits, one initialisation each, at every rate.
 
     Args:
       config: an mlp and its recipe; dataset.name is a teacher of `resjax.regression.tasks`.
       workdir: not used: nothing is trained beforehand.
       test: test points.
-      rates: such as "0.1,0.2".
+      rates: those that are tried.
 
     Returns:
       {"rows": split, init, rate, error, train_error}, over the target's mean square; inf where a net diverged.
@@ -36,7 +38,7 @@ def measure(config: ConfigDict, workdir: str | os.PathLike, *, test: int, rates:
     fit = Fit(config, n, 1)
     for split in range(config.seed, config.seed + config.seeds):
         task = regression.draw(config.dataset.name, n, test=test, seed=split)
-        for rate in map(float, rates.split(",")):
+        for rate in rates:
             found = fit(task.x_NxD, task.y_N[:, None], task.test_x_MxD, split, rate)
             pairs = {"error": (found.test[:, 0], task.test_y_M), "train_error": (found.train[:, 0], task.y_N)}
             errors = {name: np.mean((got - want) ** 2) / np.mean(want**2) for name, (got, want) in pairs.items()}

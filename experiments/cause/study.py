@@ -46,14 +46,27 @@ from experiments.cause.battery import table as battery
 from resjax import config as config_lib
 from resjax.analysis import tables
 from resjax.config import ConfigError
+from resjax.regression.tasks import OWN, Target
 from resjax.sweep import flags, measuring, study
 
 MODULE = "experiments.cause"
 BASELINE = "add"
+RUNGS = ("R0", "R1", "R2", "R3", "R4")  # of `resjax.regression.ladder`
 SMOKE = {
-    "designs": "smoke", "merges": "mul", "seeds": 3, "inits": 1, "epochs": 20, "rates": "0.01,0.1", "allow_edge": True,
+    "designs": "smoke", "merges": "mul", "seeds": 3, "inits": 1, "epochs": 20, "rates": (0.01, 0.1), "allow_edge": True,
     "out": "results/cause_smoke",
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learned of a data set; its name in the tables is `digits:eigen4`, or the data set alone."""
+
+    dataset: str
+    target: Target = OWN
+
+    def __str__(self) -> str:
+        return self.dataset if self.target == OWN else f"{self.dataset}:{self.target}"
 
 
 @dataclass(frozen=True)
@@ -64,14 +77,14 @@ class Part:
     other rung, and one initialisation per split.
     """
 
-    tasks: tuple[str, ...]
+    tasks: tuple[Task, ...]
     n: int = 256
     test: int = 256
     widths: tuple[int, ...] = (128,)
     blocks: tuple[int, ...] = (2,)
-    rungs: str = "01234"
-    alphas: str = "0.125,1,64"
-    unmatched: str = "1"
+    rungs: tuple[str, ...] = RUNGS
+    alphas: tuple[float, ...] = (0.125, 1, 64)
+    unmatched: tuple[float, ...] = (1,)
     merges: tuple[str, ...] = ()
     inits: int = 0
     recipes: tuple[str, ...] = ("",)
@@ -84,20 +97,21 @@ RECIPES = {  # name of the arm -> changes of the config
     "no norm": {"model.norm": "none"},
     "no norm, no clipping": {"model.norm": "none", "optimizer.clip_norm": 0.0},
 }
-_CONTRAST = ("cube10_degree3", "cube10_degree2")  # of the interaction
-_SCALES = "0.03125,0.0625,0.125,0.25,0.5,1,2,4,16,64"
+_CONTRAST = (Task("cube10_degree3"), Task("cube10_degree2"))  # of the interaction
+_OTHERS = (Task("cube10_degree4"), Task("cube10_degree1"))
+_SCALES = (0.03125, 0.0625, 0.125, 0.25, 0.5, 1, 2, 4, 16, 64)
 _SOME = ("add", "mul", "gate_sig_bn")  # on the axes
 
 
 def _images(name: str) -> tuple[Part, ...]:
     return (
-        Part((f"{name}:classes",), n=64, test=64),
-        Part(tuple(f"{name}:{target}" for target in ("eigen4", "eigen32", "hermite2", "hermite3"))),
+        Part((Task(name, Target("classes")),), n=64, test=64),
+        Part(tuple(Task(name, Target(*of)) for of in (("eigen", 4), ("eigen", 32), ("hermite", 2), ("hermite", 3)))),
     )
 
 
 DESIGNS: dict[str, tuple[Part, ...]] = {
-    "cube": (Part((*_CONTRAST, "cube10_degree4", "cube10_degree1"), alphas=_SCALES, recipes=tuple(RECIPES)),),
+    "cube": (Part((*_CONTRAST, *_OTHERS), alphas=_SCALES, recipes=tuple(RECIPES)),),
     "axes": (
         Part(_CONTRAST, merges=_SOME, inits=1),
         Part(_CONTRAST, widths=(64, 256), merges=_SOME, inits=1),
@@ -188,7 +202,7 @@ def configurations(args: argparse.Namespace) -> dict[str, Cell]:
             for task, recipe, width, blocks, merge in plan:
                 cell = _cell(args, part, task, width, blocks, merge, **RECIPES[recipe])
                 if recipe:
-                    few = {"rungs": "4", "inits": 1}
+                    few = {"rungs": ("R4",), "inits": 1}
                     cell = replace(cell, about={**cell.about, "arm": recipe}, options={**cell.options, **few})
                 words = [merge, *(f"{key} {cell.about[key]}" for key in cause.SETTING), recipe]
                 found[", ".join(filter(None, words))] = cell
@@ -197,14 +211,12 @@ def configurations(args: argparse.Namespace) -> dict[str, Cell]:
 
 def _battery(args: argparse.Namespace) -> dict[str, Cell]:
     found = {}
-    part = Part(_CONTRAST, rungs="4")
+    part = Part(_CONTRAST, rungs=("R4",))
     for task, (name, arm) in itertools.product(part.tasks, ARMS.items()):
         for merge in (arm.merge, BASELINE):
-            learned = arm.task or task
-            cell = _cell(
-                args, part, learned if arm.target is None else f"{learned}:{arm.target}", 128, 2, merge, **arm.entries
-            )
-            about = {**cell.about, "task": task, "arm": name}
+            learned = Task(arm.task or task.dataset, arm.target)
+            cell = _cell(args, part, learned, 128, 2, merge, **arm.entries)
+            about = {**cell.about, "task": str(task), "arm": name}
             options = cell.options | ({} if arm.metric == "error" else {"choose": arm.metric})
             found[f"{task}, {name}: {merge}"] = Cell(about, cell.config, options)
     return found
@@ -215,10 +227,10 @@ def _at_equal_rates(args: argparse.Namespace) -> dict[str, Cell]:
     from resjax.models.merges import MERGES
 
     merges, found = dict.fromkeys([BASELINE, *flags.merges(args.merges, MERGES)]), {}
-    part = Part((_CONTRAST[0], "cube10_degree4"))
+    part = Part((_CONTRAST[0], _OTHERS[0]))
     for task, (arm, rates), merge in itertools.product(part.tasks, cause_rates.RATES.items(), merges):
         cell = _cell(args, part, task, 128, 2, merge, **RECIPES[arm])
-        found[", ".join(filter(None, [merge, task, arm]))] = replace(
+        found[", ".join(filter(None, [merge, str(task), arm]))] = replace(
             cell, about={**cell.about, "arm": arm}, options={"test": part.test, "rates": rates}
         )
     return found
@@ -227,22 +239,22 @@ def _at_equal_rates(args: argparse.Namespace) -> dict[str, Cell]:
 OTHERS = {"battery": _battery, "rates": _at_equal_rates}  # designs of other cells
 
 
-def _cell(args: argparse.Namespace, part: Part, task: str, width: int, blocks: int, merge: str, **changes) -> Cell:
-    dataset, _, target = task.partition(":")
+def _cell(args: argparse.Namespace, part: Part, task: Task, width: int, blocks: int, merge: str, **changes) -> Cell:
     entries = {
-        "dataset.name": dataset, "dataset.train_size": part.n, "dataset.augment": "none", "dataset.crop_padding": 0,
+        "dataset.name": task.dataset, "dataset.train_size": part.n,
+        "dataset.augment": "none", "dataset.crop_padding": 0,
         "model.name": "mlp", "model.depth": 2 * blocks + 2, "model.width": width, "model.norm": "ln",
         "loss.name": "mse", "batch_size": 32, "epochs": args.epochs or 100, "optimizer.learning_rate": 0.1,
         "optimizer.clip_norm": 1.0,
     }  # fmt: skip
     flags.refuse(args, entries.keys() - {"epochs"} | changes.keys())
     config = flags.config(args, "digits", merge, **entries | changes)
-    rungs = part.rungs if _has_infinite_kernel(merge) else part.rungs.replace("0", "")
+    rungs = tuple(rung for rung in part.rungs if rung != "R0" or _has_infinite_kernel(merge))
     options = {
         "rungs": rungs, "test": part.test, "inits": part.inits or args.inits, "alphas": part.alphas,
-        "unmatched": part.unmatched, "rates": args.rates, "allow_edge": args.allow_edge, "target": target,
+        "unmatched": part.unmatched, "rates": args.rates, "allow_edge": args.allow_edge, "target": task.target,
     }  # fmt: skip
-    about = {"task": task, "n": part.n, "blocks": blocks, "width": width, "merge": merge, "arm": ""}
+    about = {"task": str(task), "n": part.n, "blocks": blocks, "width": width, "merge": merge, "arm": ""}
     return Cell(about, config, options)
 
 
@@ -283,8 +295,9 @@ def report(rows: pd.DataFrame, running: study.Study) -> list[Path]:
         "_stability": stability.table(rows, BASELINE),
         "_gate": gates,
     }
-    if set(_CONTRAST) <= set(D["task"]):
-        written["_interaction"] = cause.interaction(wide, *_CONTRAST)
+    contrast = [str(task) for task in _CONTRAST]
+    if set(contrast) <= set(D["task"]):
+        written["_interaction"] = cause.interaction(wide, *contrast)
     written["_verdicts"] = cause.verdicts(wide, D, written["_gate"])
     of = (written.get(name) for name in ("_differences", "_verdicts", "_interaction", "_gate"))
     sentences = cause.sentences(*of) | stability.sentences(written["_stability"])

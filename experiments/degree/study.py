@@ -38,7 +38,7 @@ MODULE = "experiments.degree"
 D, TEST, BLOCKS = 10, 256, 2
 POLYNOMIAL = ("add", "mul")  # without activations
 SMOKE = {
-    "merges": "mul", "degrees": (2,), "sizes": (64, 128), "seeds": 2, "epochs": 25, "width": 16, "rates": "0.01,0.1",
+    "merges": "mul", "degrees": (2,), "sizes": (64, 128), "seeds": 2, "epochs": 25, "width": 16, "rates": (0.01, 0.1),
     "allow_edge": True, "out": "results/degree_smoke",
 }  # fmt: skip
 Cell = tuple[dict, ConfigDict]  # what it is about, and its config
@@ -60,7 +60,7 @@ def measured(climb: measuring.Measure | None, look: measuring.Measure | None, ru
 
     args = running.args
     asked = configurations(args)
-    options = {"test": TEST, "inits": 1, "alphas": "1", "rates": args.rates, "allow_edge": args.allow_edge}
+    options = {"test": TEST, "inits": 1, "rates": args.rates, "allow_edge": args.allow_edge}
     todo = {label: (config, options | {"rungs": _rungs(about)}) for label, (about, config) in asked.items()}
     curves = running.measure(todo, climb or ladder.measure, "curve")
     largest = {label: config for label, (about, config) in asked.items() if about["n"] == args.shown}
@@ -127,8 +127,8 @@ def configurations(args: argparse.Namespace) -> dict[str, Cell]:
     return found
 
 
-def _rungs(about: Mapping) -> str:
-    return "04" if about["norm"] == "ln" and about["clip"] else "4"
+def _rungs(about: Mapping) -> tuple[str, ...]:
+    return ("R0", "R4") if about["norm"] == "ln" and about["clip"] else ("R4",)
 
 
 def _together(found: Mapping[str, list[dict]], asked: Mapping[str, Cell]) -> pd.DataFrame:

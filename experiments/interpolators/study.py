@@ -70,11 +70,11 @@ def configurations(args: argparse.Namespace) -> dict[str, ConfigDict]:
 
 def looks(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """What is asked of every finished run."""
-    shared = {"images": EVERY, "moments": "trained"}
+    shared = {"images": EVERY, "moments": ("trained",)}
     return {
-        "fit": {"probe": "outputs", "split": "train"} | shared,
-        "outputs": {"probe": "outputs", "split": "test"} | shared | {"images": args.images},
-        "sharpness": {"probe": "sharpness"} | shared,
+        "fit": {"probes": ("outputs",), "split": "train"} | shared,
+        "outputs": {"probes": ("outputs",), "split": "test"} | shared | {"images": args.images},
+        "sharpness": {"probes": ("sharpness",)} | shared,
     }
 
 

@@ -136,12 +136,12 @@ def looks(args: argparse.Namespace) -> dict[str, dict]:
     planes, swept = _among(args.planes, args, "--planes"), _among(args.swept, args, "--swept")
     planes = [label for label in core if configs[label].model.merge in planes]
     swept = [label for label in configs if configs[label].model.merge in swept]
-    shared = {"images": args.images, "moments": "trained"}
+    shared = {"images": args.images, "moments": ("trained",)}
     return {
-        "density": {"probe": "density", "cells": core} | shared,
-        "sharpness": {"probe": "sharpness", "cells": swept} | shared,
-        "surface": {"probe": "loss_surface", "cells": planes, "points": args.points} | shared,
-        "interpolation": {"probe": "interpolation", "cells": core} | shared,
+        "density": {"probes": ("density",), "cells": core} | shared,
+        "sharpness": {"probes": ("sharpness",), "cells": swept} | shared,
+        "surface": {"probes": ("loss_surface",), "cells": planes, "points": args.points} | shared,
+        "interpolation": {"probes": ("interpolation",), "cells": core} | shared,
     }
 
 

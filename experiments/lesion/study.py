@@ -110,11 +110,11 @@ def looks(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """What is asked of every finished run."""
     if args.rescue:
         return {}
-    of_trained = {"probe": "lesion", "images": args.images, "split": "test", "moments": "trained"}
+    of_trained = {"probes": ("lesion",), "images": args.images, "split": "test", "moments": ("trained",)}
     return {
         "frozen": of_trained,
         "recalibrated": of_trained | {"recalibrate": True, "draws": 0},
-        "paths": {"probe": "paths", "images": min(64, args.images), "split": "test"},
+        "paths": {"probes": ("paths",), "images": min(64, args.images), "split": "test"},
     }
 
 

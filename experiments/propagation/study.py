@@ -80,7 +80,8 @@ def seen(running: study.Study) -> list[Path]:
     if not all(found.values()):
         raise ConfigError("too little could be measured; the reasons stand above")
     rows, stacks = rows_of(todo, found["signal"], found["safe"]), stacks_of(running.args.seeds)
-    of_seeds = {"_rows": rows, "_stacks": stacks, "_activity": zero_rows(found, stacks)}
+    merges = {label: config.model.merge for label, config in looks["trained"].items()}
+    of_seeds = {"_rows": rows, "_stacks": stacks, "_activity": zero_rows(found, merges, stacks)}
     of_seeds["_losses"] = losses_of(todo, found["untrained"])
     of_all, said = derived(of_seeds)
     return running.publish(of_all | of_seeds, said) + draw(running.args.out)
@@ -168,14 +169,14 @@ def rows_of(todo: Mapping[str, Cell], measured: Measured, safe: Measured) -> pd.
     return table.astype(dict.fromkeys(numbers, float)).reindex(columns=[*dict.fromkeys([*table.columns, *predicted])])
 
 
-def zero_rows(found: Mapping[str, Mapping], stacks: pd.DataFrame) -> pd.DataFrame:
+def zero_rows(found: Mapping[str, Mapping], merges: Mapping[str, str], stacks: pd.DataFrame) -> pd.DataFrame:
     """The zeros of every ReLU: of the trained cells before and after training, and of plain stacks at He's variance."""
     out = []
     for moment in ("untrained", "trained"):
         for label in [label for label in found["trained"] if label in found["untrained"]]:
             rows = pd.DataFrame(found[moment][label]["rows"])
             if len(rows):  # none if all replicas diverged
-                about = {"net": f"{label}, {moment}", "merge": label.removeprefix("ResNet "), "moment": moment}
+                about = {"net": f"{label}, {moment}", "merge": merges[label], "moment": moment}
                 out.append(rows.assign(**about, number=rows.groupby("seed").cumcount() + 1))
     plain = stacks[(stacks["activation"] == "relu") & (stacks["initializer"] == "He")]
     out.append(plain.assign(net="plain ReLU stack", merge="", moment="", number=plain["layer"]))

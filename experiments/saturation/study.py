@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
 def looks(args: argparse.Namespace) -> dict[str, dict]:
     """The masks of the cells of that part."""
     chosen = tuple(cell.label for cell in parts(args).get("masks", ()))
-    return {"masks": {"images": IMAGES, "probe": "masks", "split": "test", "cells": chosen}} if chosen else {}
+    return {"masks": {"images": IMAGES, "probes": ("masks",), "split": "test", "cells": chosen}} if chosen else {}
 
 
 class Results(NamedTuple):

@@ -26,7 +26,7 @@ import itertools
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -63,6 +63,23 @@ INPUTS = {"data": "outputs", "mixes": "outputs_mixes", "noise": "outputs_noise"}
 DRAWN = ("plain", "augment", "mixup")  # priors of the planes
 
 
+class Cell(NamedTuple):
+    """A data set, a prior and a merge."""
+
+    dataset: str
+    arm: str
+    merge: str
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return ", ".join(self)
+
+    def config(self, args: argparse.Namespace) -> ConfigDict:
+        """Raises ConfigError."""
+        return flags.config(args, self.dataset, self.merge, **PRIORS[self.arm], **AT_THE_END)
+
+
 def main(
     argv: Sequence[str] | None = None, train: runs.Train | None = None, measure: measuring.Measure | None = None
 ) -> int:
@@ -75,21 +92,17 @@ def main(
 
 
 def configurations(args: argparse.Namespace) -> dict[str, ConfigDict]:
-    """Config of every cell, by its label "dataset, arm, merge"; always with "plain" and `add`. Raises ConfigError."""
+    """Config of every cell, by its label; always with "plain" and `add`. Raises ConfigError."""
+    return {cell.label: cell.config(args) for cell in cells(args)}
+
+
+def cells(args: argparse.Namespace) -> list[Cell]:
+    """Data sets x priors x merges. Raises ConfigError."""
     from resjax.models.merges import MERGES
 
     flags.refuse(args, PLAIN | AT_THE_END)
     merges = dict.fromkeys([BASELINE, *flags.merges(args.merges, MERGES)])
-    return {
-        _label(dataset, arm, merge): flags.config(args, dataset, merge, **PRIORS[arm], **AT_THE_END)
-        for dataset in flags.datasets(args.datasets)
-        for arm in arms(args)
-        for merge in merges
-    }
-
-
-def _label(dataset: str, arm: str, merge: str) -> str:
-    return f"{dataset}, {arm}, {merge}"
+    return [Cell(*factors) for factors in itertools.product(flags.datasets(args.datasets), arms(args), merges)]
 
 
 def arms(args: argparse.Namespace) -> list[str]:
@@ -99,20 +112,16 @@ def arms(args: argparse.Namespace) -> list[str]:
 
 def looks(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """What is asked of every finished run; distances between nets of those without a prior, planes of `DRAWN`."""
-    shared = {"images": args.images, "split": "test", "moments": "trained"}
-
-    configs = configurations(args)
+    shared = {"images": args.images, "split": "test", "moments": ("trained",)}
 
     def of(*priors: str) -> dict[str, list[str]]:
-        every = itertools.product(flags.datasets(args.datasets), priors, {c.model.merge for c in configs.values()})
-        chosen = {_label(*factors) for factors in every}
-        return {"cells": [label for label in configs if label in chosen]}
+        return {"cells": [cell.label for cell in cells(args) if cell.arm in priors]}
 
     return {
-        "readings": {"probe": ",".join(READ)} | shared,
-        "outputs": {"probe": ",".join(INPUTS.values())} | of("plain") | shared,
-        "plane": {"probe": "plane", "points": 33} | of(*DRAWN) | shared,
-        "alignment": {"probe": "alignment"} | of("stn") | shared,
+        "readings": {"probes": tuple(READ)} | shared,
+        "outputs": {"probes": tuple(INPUTS.values())} | of("plain") | shared,
+        "plane": {"probes": ("plane",), "points": 33} | of(*DRAWN) | shared,
+        "alignment": {"probes": ("alignment",)} | of("stn") | shared,
     }
 
 
@@ -120,16 +129,22 @@ def report(found: study.Study) -> list[Path]:
     """Prints the verdicts, and writes the tables, the figures and the pages."""
     if set(READ) - set(found.looks):
         raise ConfigError("no net could be looked into; the reasons stand above")
-    nets = surface_tables.per_net(found.nets, {name: found.looks[name] for name in READ})
+    factors = pd.DataFrame({cell.label: {"dataset": cell.dataset, "arm": cell.arm} for cell in cells(found.args)}).T
+
+    def with_factors(table: pd.DataFrame) -> pd.DataFrame:
+        return table.drop(columns="dataset").join(factors, on="cell")
+
+    looks = {name: with_factors(table) for name, table in found.looks.items()}
+    nets = surface_tables.per_net(with_factors(found.nets), {name: looks[name] for name in READ})
     written = {
         "": nets,
-        "_symmetry": surface_tables.symmetry_curves(found.looks["symmetry"]),
-        "_spectra": surface_tables.spectra(found.looks["degree"]),
-        "_gaps": surface_tables.gaps(found.looks["mixing"]),
-        "_alignment": surface_tables.alignments(found.looks["alignment"]),
-        "_equivalence": surface_tables.equivalence({inputs: found.looks[probe] for inputs, probe in INPUTS.items()}),
-        "_planes": surface_tables.planes(found.looks["plane"]),
-        "_corners": corners(found),
+        "_symmetry": surface_tables.symmetry_curves(looks["symmetry"]),
+        "_spectra": surface_tables.spectra(looks["degree"]),
+        "_gaps": surface_tables.gaps(looks["mixing"]),
+        "_alignment": surface_tables.alignments(looks["alignment"]),
+        "_equivalence": surface_tables.equivalence({inputs: looks[probe] for inputs, probe in INPUTS.items()}),
+        "_planes": surface_tables.planes(looks["plane"]),
+        "_corners": corners(found, looks["plane"]),
     }
     of_nets, said = derived(nets, written["_symmetry"], written["_alignment"])
     written |= of_nets
@@ -163,7 +178,7 @@ def rederived(out: str | Path) -> tuple[dict[str, pd.DataFrame], dict[str, str]]
     return found | of_nets, said
 
 
-def corners(found: study.Study) -> pd.DataFrame:
+def corners(found: study.Study, plane: pd.DataFrame) -> pd.DataFrame:
     """The three test images that span the plane of each data set, in their true colours, a row per pixel and channel.
 
     Columns: dataset, corner (0, 1, 2), x, y (`functions.planes`), label, row, column, channel, value (0 to 255).
@@ -173,7 +188,7 @@ def corners(found: study.Study) -> pd.DataFrame:
     from resjax.training.probing import evenly
 
     rows = []
-    for name, of_set in surface_tables.labelled(found.looks["plane"]).groupby("dataset", sort=False):
+    for name, of_set in plane.groupby("dataset", sort=False):
         config = next(o.config for o in found.outcomes if o.label == of_set["cell"].iloc[0])
         data = dataset.load(config.dataset)
         seen = data.test.take(evenly(len(data.test.labels_N), found.args.images))

@@ -74,12 +74,6 @@ ENOUGH = 6  # merges, before a rank correlation over them is worth a claim
 PLAIN = {"train_loss": (1, True), "parameters": (1, True)}  # baselines of the race
 
 
-def labelled(table: pd.DataFrame) -> pd.DataFrame:
-    """`table` with dataset and arm, which the column cell, "dataset, arm, merge", begins with."""
-    words = table["cell"].astype(str).str.split(", ", expand=True).reindex(columns=[0, 1])
-    return table.assign(dataset=words[0], arm=words[1])
-
-
 def per_net(nets: pd.DataFrame, looks: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """A row per cell and seed: what it reached, and READINGS; what can't be said of a net, or is not finite, is nan.
 
@@ -89,11 +83,11 @@ def per_net(nets: pd.DataFrame, looks: Mapping[str, pd.DataFrame]) -> pd.DataFra
     others: mean over images or lines.
 
     Args:
-      nets: `tables.summary` with the column cell.
+      nets: `tables.summary` with the columns cell, dataset and arm; what else is read has the last two as well.
       looks: the rows of smoothness, lines, degree, mixing, symmetry and dimension, by name.
     """
     about = [*KEYS, "dataset", "merge", "train_size", "depth", "width", "status", "epoch", "parameters"]
-    table = labelled(nets)[[*about, "arm", "train_loss", "train_accuracy"]].assign(error=1 - nets["OA"])
+    table = nets[[*about, "arm", "train_loss", "train_accuracy"]].assign(error=1 - nets["OA"])
     of_degree = looks["degree"].assign(moment=looks["degree"]["k"] * looks["degree"]["energy"])
     means = of_degree.groupby([*KEYS, "path"])["moment"].sum(skipna=False).unstack()
     symmetry = looks["symmetry"]
@@ -198,13 +192,13 @@ def priors(nets: pd.DataFrame) -> pd.DataFrame:
 
 def symmetry_curves(symmetry: pd.DataFrame) -> pd.DataFrame:
     """Of the images that a net has right, the share that it keeps, by transformation and amount: mean and 95 % CI."""
-    rows = labelled(symmetry).assign(value=symmetry["kept"])
+    rows = symmetry.assign(value=symmetry["kept"])
     return over_seeds(rows, [*CELL, "merge", "transformation", "amount"])
 
 
 def spectra(energy: pd.DataFrame) -> pd.DataFrame:
     """Energy by degree k of lines and frequency k of circles, TOLD + 1 for all beyond: means over seeds, 95 % CI."""
-    lumped = labelled(energy).assign(k=energy["k"].clip(upper=TOLD + 1))
+    lumped = energy.assign(k=energy["k"].clip(upper=TOLD + 1))
     keys = [*CELL, "merge", "path", "k"]
     summed = lumped.groupby([*keys, "seed"], sort=False)["energy"].sum(skipna=False).rename("value").reset_index()
     return over_seeds(summed, keys)
@@ -212,7 +206,7 @@ def spectra(energy: pd.DataFrame) -> pd.DataFrame:
 
 def gaps(mixing: pd.DataFrame) -> pd.DataFrame:
     """The mixup gap by weight of the second image: means over seeds with their 95 % CI."""
-    return over_seeds(labelled(mixing).assign(value=mixing["gap"]), [*CELL, "merge", "mix"])
+    return over_seeds(mixing.assign(value=mixing["gap"]), [*CELL, "merge", "mix"])
 
 
 def equivalence(outputs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -223,7 +217,7 @@ def equivalence(outputs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """
     found = []
     for inputs, of_inputs in outputs.items():
-        for (dataset, arm), rows in labelled(of_inputs).groupby(CELL, sort=False):
+        for (dataset, arm), rows in of_inputs.groupby(CELL, sort=False):
             pairs = distances.pair_distances(rows.dropna(axis="columns", how="all"))
             apart = distances.distances(pairs)
             shares = apart.filter(regex="^(disagreement|tv)").clip(0, 1)  # which an interval does not leave
@@ -235,10 +229,10 @@ def equivalence(outputs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 def alignments(alignment: pd.DataFrame) -> pd.DataFrame:
     """How much of a transformation a spatial transformer takes back: means over seeds with their 95 % CI."""
     by = [*CELL, "merge", "transformation"]
-    found = over_seeds(labelled(alignment).assign(value=alignment["undone"]), by) if len(alignment) else pd.DataFrame()
+    found = over_seeds(alignment.assign(value=alignment["undone"]), by) if len(alignment) else pd.DataFrame()
     return found.reindex(columns=[*by, "n", "mean", "std", "ci_low", "ci_high"])
 
 
 def planes(plane: pd.DataFrame) -> pd.DataFrame:
     """The rows of `resjax.probes.functions.surface.plane`, with dataset, arm and merge."""
-    return labelled(plane)[[*CELL, "merge", "x", "y", "label", "margin"]]
+    return plane[[*CELL, "merge", "x", "y", "label", "margin"]]

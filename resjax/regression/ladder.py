@@ -18,15 +18,13 @@ decay, its budget of epochs, and training what a norm scales by; splits of one s
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from resjax.config import ConfigError
-from resjax.data import dataset, subsets
 from resjax.fair import scale
 from resjax.fair.compare import settle
 from resjax.fair.tuning import NoStableRate, Trial, tune
@@ -36,7 +34,8 @@ from resjax.ntk.infinite import merge_kernel
 from resjax.regression import lazy
 from resjax.regression import tasks as regression
 from resjax.regression.fit import Fit
-from resjax.regression.tasks import Regression
+from resjax.regression.splits import TEACHER, TUNING_SEED, blocks, cosines, replica_seed, task_of
+from resjax.regression.tasks import OWN, Regression, Target
 from resjax.training import step
 
 MOMENTUM = 0.9  # of R2 and R3
@@ -44,23 +43,22 @@ THRESHOLD = 0.01  # training error at which R3 ends, and so R2, over the targets
 MOST_STEPS = 1500  # of R3
 RIDGE = 1e-6  # of R1, in units of the mean of K(x, x): float32 Jacobians
 DIVERGED = 1e3  # an error above this is no number to average
-TUNING_SEED, TUNING_SPLITS = 5000, 2  # offset and number of the splits on which R4 chooses its rate
+TUNING_SPLITS = 2  # on which R4 chooses its rate
 REFERENCE = "add"  # whose scale the others are matched to
-TEACHER = 9  # the initialisation of a net that others learn from: not one of theirs
 
 
 def measure(
     config: ConfigDict,
     workdir: str | os.PathLike,
     *,
-    rungs: str,
+    rungs: Collection[str],
     test: int,
     inits: int,
-    alphas: str,
-    rates: str,
-    target: str = "",
+    rates: Sequence[float],
+    alphas: Sequence[float] = (),
+    target: Target = OWN,
     choose: str = "error",
-    unmatched: str = "",
+    unmatched: Sequence[float] = (),
     allow_edge: bool = False,
 ) -> dict[str, list[dict]]:
     """The errors of `config.seeds` splits x `inits` initialisations.
@@ -69,18 +67,15 @@ def measure(
       config: an mlp and its recipe; dataset.name is a teacher of `resjax.regression.tasks`, or a data set if `target`
         says what is learned of it; dataset.train_size is n.
       workdir: not used: nothing is trained beforehand.
-      rungs: digits of those wanted, such as "01234".
+      rungs: those wanted, of "R0" to "R4".
       test: test points.
       inits: initialisations per split.
-      alphas: of R3 at the sum's scale, such as "1,64".
       rates: that R4 chooses among: the lowest mean error at the test points of `TUNING_SPLITS` other splits. Where a
         reported replica is lost at that rate, all take the next lower one (`resjax.fair.compare.settle`).
-      target: of images: "classes", "eigen<k>" (eigenvector k of the infinitely wide additive net's kernel on them) or
-        "hermite<k>" (`regression.hermite_of_images`). Of a teacher: "" its own; "shuffled", in an order without
-        meaning; "of:<merge>" or "of:<merge>:<m>", what a net with this merge has learned of it by the standard recipe
-        at the config's rate, at the n training points and, to learn from as well, at m others.
+      alphas: of R3 at the sum's scale.
+      target: what is learned.
       choose: by what R4 chooses its rate on those splits: "error" at test points, or "train_error".
-      unmatched: alphas of R3u, or "".
+      unmatched: alphas of R3u.
       allow_edge: whether R4's rate may be at the edge of what was tried.
 
     Returns:
@@ -94,7 +89,7 @@ def measure(
       ConfigError: no such target, or no rate inside the grid.
     """
     splits = range(config.seed, config.seed + config.seeds)
-    data = [_task(config, target, test, split) for split in splits]
+    data = [task_of(config, target, test, split) for split in splits]
     replicas = [(s, i) for s in range(len(data)) for i in range(inits)]
     rows: list[dict] = []
 
@@ -103,21 +98,20 @@ def measure(
         row = {"split": where[0], "init": where[1], "rung": rung} | dict.fromkeys(_COLUMNS, np.nan)
         rows.append(row | {"error": error if error < DIVERGED else np.inf} | more)
 
-    if "0" in rungs:
-        kernel = merge_kernel(config.model.merge, _blocks(config), norm=config.model.norm)
+    if "R0" in rungs:
+        kernel = merge_kernel(config.model.merge, blocks(config), norm=config.model.norm)
         for split, one in zip(splits, data, strict=True):
-            found = lazy.Kernels.of(kernel(_cosines(np.concatenate([one.x_NxD, one.test_x_MxD]))), len(one.x_NxD))
+            found = lazy.Kernels.of(kernel(cosines(np.concatenate([one.x_NxD, one.test_x_MxD]))), len(one.x_NxD))
             outputs = lazy.regress(found, one.y_N, ridge=1e-10)
             for i in range(inits):  # no weights: the same for all
                 add((split, i), "R0", one, outputs)
-    if set(rungs) & set("123"):
-        matched, equal = ([float(word) for word in words.split(",") if word] for words in (alphas, unmatched))
-        _of_kernel(config, data, replicas, rungs, matched, equal, add)
-    if "4" in rungs:
+    if {"R1", "R2", "R3"} & set(rungs):
+        _of_kernel(config, data, replicas, rungs, alphas, unmatched, add)
+    if "R4" in rungs:
         tuning = range(config.seed + TUNING_SEED, config.seed + TUNING_SEED + TUNING_SPLITS)
-        tasks = {split: _task(config, target, test, split) for split in tuning}
-        _standard(config, tasks, replicas, data, [float(word) for word in rates.split(",")], choose, allow_edge, add)
-    if target.startswith("of:"):
+        tasks = {split: task_of(config, target, test, split) for split in tuning}
+        _standard(config, tasks, replicas, data, rates, choose, allow_edge, add)
+    if target.merge:
         for split, one in zip(splits, data, strict=True):
             own = regression.draw(config.dataset.name, config.dataset.train_size, test=test, seed=split).y_N
             train_error = np.mean((one.y_N[: len(own), 0] - own) ** 2) / np.mean(own**2)
@@ -133,7 +127,7 @@ def _standard(config, tasks: dict[int, Regression], replicas, data, rates, choos
     fit = Fit(config, *data[0].y_N.shape)
 
     def fitted(one: Regression, where: tuple[int, int], rate: float) -> tuple[np.ndarray, Trial]:
-        found = fit(one.x_NxD, one.y_N, one.test_x_MxD, _seed(*where), rate)
+        found = fit(one.x_NxD, one.y_N, one.test_x_MxD, replica_seed(*where), rate)
         outputs, train = (np.nan_to_num(a, nan=np.inf) for a in (found.test, found.train))
         train_error = np.mean((train - one.y_N) ** 2) / np.mean(one.y_N**2)
         error = np.mean((outputs - one.test_y_M) ** 2) / np.mean(one.test_y_M**2)
@@ -167,7 +161,7 @@ def _standard(config, tasks: dict[int, Regression], replicas, data, rates, choos
             add((config.seed + s, i), "R4" if rate == kept else "retreat", data[s], outputs, **words)
 
 
-def _of_kernel(config, data: Sequence[Regression], replicas, rungs: str, matched, unmatched, add) -> None:
+def _of_kernel(config, data: Sequence[Regression], replicas, rungs: Collection[str], matched, unmatched, add) -> None:
     """R1, R2, R3 and R3u, which share the net's kernel at initialisation."""
     outputs = data[0].y_N.shape[1]
     net, reference = (build.build(model, outputs) for model in (config.model, _reference(config)))
@@ -180,13 +174,13 @@ def _of_kernel(config, data: Sequence[Regression], replicas, rungs: str, matched
     init, init_reference = jax.jit(net.init), jax.jit(reference.init)
     for s, i in replicas:
         x = jnp.asarray(np.concatenate([data[s].x_NxD, data[s].test_x_MxD]), jnp.float32)
-        key = step.keys(_seed(*where(s, i)))[0]
+        key = step.keys(replica_seed(*where(s, i)))[0]
         nets.append(lazy.ntk_parametrised(net, init(key, x[:1])))
         kernels.append(lazy.Kernels.of(empirical_ntk(*nets[-1], x), n))
         means.append(float(np.mean(np.diag(kernels[-1].train))))
         at_reference = lazy.ntk_parametrised(reference, init_reference(key, x[:1]))
         of_reference.append(scale.mean_kernel(*at_reference, x[:n]))
-        if "1" in rungs:
+        if "R1" in rungs:
             add(where(s, i), "R1", data[s], lazy.regress(kernels[-1], data[s].y_N, ridge=RIDGE), kernel=means[-1])
     apply_fn, w = jax.tree.map(lambda *leaves: jnp.stack(leaves), *nets)
     x, y, test_x = (
@@ -198,7 +192,7 @@ def _of_kernel(config, data: Sequence[Regression], replicas, rungs: str, matched
     own = np.array([scale.matched(1.0, *pair) for pair in zip(means, of_reference, strict=True)])
     climbed = [("R3", alpha, alpha * own) for alpha in matched]
     climbed += [("R3u", alpha, alpha * np.ones_like(own)) for alpha in unmatched]
-    for rung, alpha, alpha_S in climbed if set(rungs) & set("23") else []:
+    for rung, alpha, alpha_S in climbed if {"R2", "R3"} & set(rungs) else []:
         rates = full * min(1.0, (2 * alpha) ** 2)
         words = {"rate_S": rates, "momentum": MOMENTUM, "threshold_S": THRESHOLD * powers, "most": MOST_STEPS}
         learned = lazy.train(apply_fn, w, x, y, test_x, alpha_S=alpha_S, **words)
@@ -208,7 +202,7 @@ def _of_kernel(config, data: Sequence[Regression], replicas, rungs: str, matched
             about = {"alpha": alpha, "own_alpha": alpha_S[r], "kernel": means[r], "steps": steps, "rate": rates[r]}
             about |= {"train_error": learned.train_loss[r] / powers[r], "moved": learned.moved[r]}
             add(where(s, i), rung, data[s], outputs, **about)
-            if rung == "R3" and alpha == 1 and "2" in rungs:
+            if rung == "R3" and alpha == 1 and "R2" in rungs:
                 words = {"rate": rates[r], "momentum": MOMENTUM, "steps": steps}
                 train, outputs = lazy.linearised(kernels[r], data[s].y_N, **words)
                 if not np.isfinite(learned.train_loss[r]):  # it took the steps until the net overflowed
@@ -221,77 +215,3 @@ def _reference(config: ConfigDict) -> ConfigDict:
     model = ConfigDict(config.model.to_dict())
     model.merge = REFERENCE
     return model
-
-
-def _task(config: ConfigDict, target: str, test: int, split: int) -> Regression:
-    """Targets [n, C]."""
-    kind, *more = target.split(":")
-    if kind in ("", "shuffled", "of"):
-        pool = int(more[1]) if len(more) > 1 else 0
-        drawn = regression.draw(config.dataset.name, config.dataset.train_size + pool, test=test, seed=split)
-        y_NxC, test_y_MxC = drawn.y_N[:, None], drawn.test_y_M[:, None]
-        if kind == "shuffled":
-            y_NxC = subsets.stream(split, "shuffled").permutation(y_NxC)
-        if kind == "of":
-            y_NxC = _learned(config, more[0], drawn.x_NxD, y_NxC[: config.dataset.train_size], split)
-        return drawn._replace(y_N=y_NxC, test_y_M=test_y_MxC)
-    images = dataset.load(_whole(config.dataset))
-    n = config.dataset.train_size
-    index = _chosen(images.train.labels_N, n + test, split)
-    x = images.train.images_NxHxWxC[index].reshape(n + test, -1) / 255.0
-    x = x - np.mean(images.train.images_NxHxWxC, 0).ravel() / 255.0
-    x = np.sqrt(x.shape[1]) * x / np.linalg.norm(x, axis=1, keepdims=True)
-    y = _of_images(config, target, x, images.train.labels_N[index], images.num_classes, split)
-    return Regression(x[:n], y[:n], x[n:], y[n:])
-
-
-def _chosen(labels_M: np.ndarray, size: int, split: int) -> np.ndarray:
-    """The images of a split, whose pool is not that of the splits on which R4 chooses its rate. Raises ConfigError."""
-    if 2 * size > len(labels_M):
-        raise ConfigError(f"{size} images of a split and as many to choose rates on: there are {len(labels_M)}")
-    order = subsets.stratified_order(labels_M, 0)
-    pool = order[-size:] if split >= TUNING_SEED else order[:-size]
-    return pool[subsets.stratified_order(labels_M[pool], split)[:size]]
-
-
-def _learned(config: ConfigDict, merge: str, x: np.ndarray, y_NxC: np.ndarray, split: int) -> np.ndarray:
-    """What a net with this merge, trained on the first n points, says at all of them."""
-    config = ConfigDict(config.to_dict())
-    config.model.merge = merge
-    n = len(y_NxC)
-    return Fit(config, n, y_NxC.shape[1])(x[:n], y_NxC, x, _seed(split, TEACHER)).test
-
-
-def _whole(section: ConfigDict) -> ConfigDict:
-    """The config of the whole set: the split takes its own part."""
-    section = ConfigDict(section.to_dict())
-    section.train_size, section.validation = 0, 0.0
-    return section
-
-
-def _of_images(config: ConfigDict, target: str, x: np.ndarray, labels_N: np.ndarray, K: int, split: int) -> np.ndarray:
-    kind, number = target.rstrip("0123456789"), target[len(target.rstrip("0123456789")) :]
-    if kind == "classes":
-        return np.eye(K)[labels_N] - 1 / K
-    if kind == "eigen":
-        kernel = merge_kernel("add", _blocks(config), norm=config.model.norm)
-        return regression.eigenfunctions(kernel(_cosines(x)), [int(number)])
-    if kind == "hermite":
-        return regression.hermite_of_images(x, int(number), dimensions=10, features=10, seed=split)[:, None]
-    raise ConfigError(f"target={target!r}: choose classes, eigen<k> or hermite<k>")
-
-
-def _cosines(x_NxD: np.ndarray) -> np.ndarray:
-    unit = x_NxD / np.linalg.norm(x_NxD, axis=1, keepdims=True)
-    r = np.clip(unit @ unit.T, -1, 1)
-    np.fill_diagonal(r, 1.0)  # the kernel's slope is infinite there
-    return r
-
-
-def _blocks(config: ConfigDict) -> int:
-    return (config.model.depth - 2) // 2
-
-
-def _seed(split: int, init: int) -> int:
-    """Of weights and batches."""
-    return 10_000 * init + split

@@ -11,6 +11,7 @@ Smaller training sets are the beginnings of larger ones, and the test points don
 """
 
 import re
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from resjax.data.subsets import stream
 from resjax.theory import targets
 
 _NAME = re.compile(r"(cube|sphere|gauss|relu)(\d{1,4})_(degree|width)(\d{1,5})")
+KINDS = ("own", "shuffled", "net", "classes", "eigen", "hermite")
 _CUBE_MOST = 20  # dimensions: a million points
 _STANDARDISED_ON = 2**16  # points
 
@@ -31,6 +33,40 @@ class Regression(NamedTuple):
     y_N: np.ndarray
     test_x_MxD: np.ndarray
     test_y_M: np.ndarray
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is learned.
+
+    Attributes:
+      kind: of a teacher: "own", its values; "shuffled", these in an order without meaning;
+        "net", what a trained net says. Of images: "classes"; "eigen", an eigenvector of the infinitely wide additive
+        net's kernel on them; "hermite" (`hermite_of_images`).
+      number: rank of the eigenvector, or degree of the polynomials.
+      merge: of the net, which learns the teacher's values by the standard recipe at the config's rate.
+      extra: points beside the n training points that are labelled by the net, and learned from as well.
+    """
+
+    kind: str = "own"
+    number: int = 0
+    merge: str = ""
+    extra: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS or (self.kind == "net") != bool(self.merge):
+            raise ConfigError(f"{self!r}: want a kind of {', '.join(KINDS)}, and a merge for a net alone")
+
+    def __str__(self) -> str:
+        return f"{self.kind}{self.number or ''}"
+
+    @property
+    def of_images(self) -> bool:
+        """Whether it is a function of images."""
+        return self.kind in ("classes", "eigen", "hermite")
+
+
+OWN = Target()
 
 
 def draw(name: str, n: int, *, test: int, seed: int, noise: float = 0.0) -> Regression:

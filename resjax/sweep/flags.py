@@ -16,7 +16,7 @@ from resjax.analysis import tables
 from resjax.config import ConfigError
 from resjax.sweep import launchers
 
-RATES = "0.003,0.006,0.012,0.025,0.05,0.1,0.2,0.4,0.8,1.6,3.2"  # the grid of a study that tunes
+RATES = (0.003, 0.006, 0.012, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # the grid of a study that tunes
 DATASETS = [name for name, entries in config_lib.PRESETS.items() if "dataset.name" in entries]
 
 
@@ -51,7 +51,8 @@ _SHORTCUTS = {name: key for name, key in config_lib.ALIASES.items() if name != "
 
 def add_rates(p: argparse.ArgumentParser) -> None:
     """The flags of a study whose rates must be inside their grid."""
-    p.add_argument("--rates", default=RATES, metavar="R,R", help="to choose among, and beyond; %(default)s")
+    text = ",".join(map(str, RATES))
+    p.add_argument("--rates", type=numbers, default=RATES, metavar="R,R", help=f"to choose among, and beyond; {text}")
     p.add_argument("--allow_edge", action="store_true", help="a rate at the edge of those tried may be chosen")
 
 

@@ -1,6 +1,7 @@
 """Probes on a finished run: what they say of its nets before and after training."""
 
 import os
+from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
@@ -13,20 +14,18 @@ def measure(
     config: ConfigDict,
     workdir: str | os.PathLike,
     *,
-    probe: str,
+    probes: Sequence[str],
     images: int,
     split: str = "train",
-    moments: str = "init,trained",
+    moments: Sequence[str] = ("init", "trained"),
     **options,
 ) -> dict[str, list[dict]]:
-    """{"rows": the probe's table of the finished run of `config`}, with columns seed and moment ("init", "trained").
-
-    Of several probes, which opens the run once: {name: its table}.
+    """Name of a probe -> its table of the finished run of `config`, with columns seed and moment ("init", "trained").
 
     Args:
       config: of the run.
       workdir: root of the run directories.
-      probe: its name in `PROBES`, or several with commas between.
+      probes: their names in `PROBES`.
       images: how many of the split, spread evenly over it; all if there are fewer.
       split: "train", "validation" or "test".
       moments: which of the two.
@@ -36,10 +35,10 @@ def measure(
       ConfigError: the run is not finished, or has no checkpoint.
     """
     run = reopen(config, workdir)
-    variables, rows = {"init": run.initial, "trained": run.final}, {name: [] for name in probe.split(",")}
-    for moment in moments.split(","):
+    variables, rows = {"init": run.initial, "trained": run.final}, {name: [] for name in probes}
+    for moment in moments:
         own = {seed: variables[moment][seed] for seed in run.seeds}
         seen = subjects(run.task, getattr(run.dataset, split), images, own, moment)
         for name in rows if seen else ():
             rows[name] += PROBES[name](seen, **options).assign(moment=moment).to_dict("records")
-    return rows if len(rows) > 1 else {"rows": rows[probe]}
+    return rows

@@ -208,9 +208,9 @@ def _ask_probes(configurations, looks, report: Body, register, study: Study) -> 
         todo = {o.label: (o.config, options) for o in outcomes if o.run_dir and o.label in chosen}
         study.missing += len(chosen) - len(todo)
         measured = study.measure(todo, measure, name)
-        for table in next(iter(measured.values()), {"rows": []}):
-            own = {label: pd.DataFrame(found[table]) for label, found in measured.items()}
-            study.looks[name if table == "rows" else table] = together(own, outcomes)
+        for probe in options["probes"]:
+            own = {label: pd.DataFrame(found[probe]) for label, found in measured.items()}
+            study.looks[name if len(options["probes"]) == 1 else probe] = together(own, outcomes)
     if study.looks and all(table.empty for table in study.looks.values()):
         raise ConfigError("no run could be looked into; the reasons stand above")
     return report(study)
