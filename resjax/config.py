@@ -40,7 +40,7 @@ def base() -> ConfigDict:
     c.compilation_cache = ""  # compiled programs; "": resjax/compiled in $XDG_CACHE_HOME, else ~/.cache; "none": off
     c.deterministic = True  # GPU: the same bits every time; False is faster
 
-    c.probes = ConfigDict()  # epochs between two looks of each probe (resjax/probes/registry.py); 0: none
+    c.probes = ConfigDict()  # epochs between two measurements of each probe (resjax/probes/registry.py); 0: none
     c.probes.signal = 0
     c.probes.gradients = 0
     c.probes.saturation = 0

@@ -286,7 +286,7 @@ def test_what_no_net_speaks_of_is_left_out(study, capsys):
 
 def test_all_words_for_merges_choose_what_is_looked_at():
     args = flags.parse(landscape._parser(), ["--merges=core", "--swept=add, mul", "--planes=core"])
-    asked = landscape.looks(args)
+    asked = landscape.measurements(args)
     assert asked["surface"]["cells"] == asked["density"]["cells"] and len(asked["surface"]["cells"]) > 5
     assert {label.split(", ")[1] for label in asked["sharpness"]["cells"]} == {"add", "mul"}
 

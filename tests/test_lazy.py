@@ -68,23 +68,23 @@ def test_a_linear_model_is_lazy_at_every_scale(problem, alpha):
     w = {"kernel": jnp.asarray(np.random.default_rng(1).normal(size=(2, D, C)), jnp.float32)}
     both = jnp.asarray(np.stack([x, x]), jnp.float32)
     rate = N / np.linalg.eigvalsh(kernels.train)[-1]
-    words = {"alpha_S": np.full(2, alpha), "rate_S": np.array([rate, rate / 2]), "momentum": 0.9, "chunk": 7}
+    kwargs = {"alpha_S": np.full(2, alpha), "rate_S": np.array([rate, rate / 2]), "momentum": 0.9, "chunk": 7}
     targets = jnp.asarray(np.stack([y, y]), jnp.float32)
-    got = lazy.train(Partial(linear), w, both[:, :N], targets, both[:, N:], threshold_S=np.zeros(2), most=20, **words)
+    got = lazy.train(Partial(linear), w, both[:, :N], targets, both[:, N:], threshold_S=np.zeros(2), most=20, **kwargs)
     assert list(got.steps) == [20, 20]
     for replica, slower in enumerate((1, 2)):
         train, test = lazy.linearised(kernels, y, rate=rate / slower, momentum=0.9, steps=20)
         np.testing.assert_allclose(got.test[replica], test, rtol=1e-3, atol=1e-3)
         assert got.train_loss[replica] == pytest.approx(np.mean((train - y) ** 2), rel=0.3)  # a step before
     early = lazy.train(
-        Partial(linear), w, both[:, :N], targets, both[:, N:], threshold_S=np.full(2, 0.5), most=200, **words
+        Partial(linear), w, both[:, :N], targets, both[:, N:], threshold_S=np.full(2, 0.5), most=200, **kwargs
     )
     assert np.all(early.steps < 200) and np.all(early.train_loss <= 0.5)
     for replica, slower in enumerate((1, 2)):
-        words = {"rate": rate / slower, "momentum": 0.9}
-        losses = [lazy.linearised(kernels, y, steps=k, **words)[0] - y for k in range(early.steps[replica] + 1)]
+        kwargs = {"rate": rate / slower, "momentum": 0.9}
+        losses = [lazy.linearised(kernels, y, steps=k, **kwargs)[0] - y for k in range(early.steps[replica] + 1)]
         assert [np.mean(loss**2) <= 0.5 for loss in losses] == [False] * early.steps[replica] + [True]
-        test = lazy.linearised(kernels, y, steps=int(early.steps[replica]), **words)[1]
+        test = lazy.linearised(kernels, y, steps=int(early.steps[replica]), **kwargs)[1]
         np.testing.assert_allclose(early.test[replica], test, rtol=1e-3, atol=1e-3)
 
 
@@ -103,10 +103,10 @@ def test_a_lazy_net_does_what_its_kernel_says():
     kernels = lazy.Kernels.of(empirical_ntk(apply_fn, w, x), N)
     rate = N / np.linalg.eigvalsh(kernels.train)[-1]
     stack = jax.tree.map(lambda leaf: leaf[None], (apply_fn, w, x[:N], jnp.asarray(y, jnp.float32), x[N:]))
-    words = {"rate_S": np.array([rate]), "momentum": 0.9, "threshold_S": np.array([0.05]), "most": 1000}
+    kwargs = {"rate_S": np.array([rate]), "momentum": 0.9, "threshold_S": np.array([0.05]), "most": 1000}
     errors = {}
     for alpha in (1.0, 300.0):
-        got = lazy.train(*stack, alpha_S=np.array([alpha]), **words)
+        got = lazy.train(*stack, alpha_S=np.array([alpha]), **kwargs)
         want = lazy.linearised(kernels, y, rate=rate, momentum=0.9, steps=int(got.steps[0]))[1]
         errors[alpha] = np.sqrt(np.mean((got.test[0] - want) ** 2) / np.mean(want**2))
         assert got.train_loss[0] <= 0.05

@@ -25,10 +25,10 @@ pytestmark = pytest.mark.usefixtures("each_key_once")
 SIGNAL = ["mean", "power", "kurtosis", "log_norm_mean", "log_norm_std", "typical", "alive", "dead_units"]
 
 
-def initialised(x, **words):
+def initialised(x, **kwargs):
     """A net of ten classes and its variables."""
     model = config.base().model
-    model.update(words)
+    model.update(kwargs)
     net = build(model, 10)
     return net, jax.jit(net.init)(jax.random.key(1), x)
 
@@ -44,8 +44,8 @@ def initialised(x, **words):
 @pytest.mark.slow
 def test_wide_nets_do_what_theory_says(name, norm, depth, columns, rtol):
     x = jax.random.normal(jax.random.key(0), (512, 1024))
-    words = {"name": "mlp", "width": 1024, "merge": name, "norm": norm, "depth": 2 + 2 * depth}
-    got = propagation(*initialised(x, **words), x, jax.random.key(2))
+    kwargs = {"name": "mlp", "width": 1024, "merge": name, "norm": norm, "depth": 2 + 2 * depth}
+    got = propagation(*initialised(x, **kwargs), x, jax.random.key(2))
     want = blocks(MERGES[name], gaussian().through(relu), depth, norm=norm)
     assert list(got["block"]) == [f"stage1_block{j}" for j in range(1, depth + 1)]
     for column in columns:
@@ -66,9 +66,9 @@ def variables(images):
     return initialised(images, merge="mul", depth=20)[1]
 
 
-def resnet20(**words):
+def resnet20(**kwargs):
     model = config.base().model
-    model.update({"merge": "mul", "depth": 20} | words)
+    model.update({"merge": "mul", "depth": 20} | kwargs)
     return build(model, 10)
 
 
@@ -82,8 +82,8 @@ def test_a_rectified_product_halves_the_live_units_in_every_block(images, variab
 
 def test_padded_channels_are_born_dead_and_the_loss_is_that_of_guessing(images, variables):
     net = resnet20(post_activation="relu", shortcut="A")
-    words = {"train": True, "mutable": ["batch_stats"]}
-    (logits, _), points = jax.jit(partial(apply_with_points, net, **words))(variables, images)
+    kwargs = {"train": True, "mutable": ["batch_stats"]}
+    (logits, _), points = jax.jit(partial(apply_with_points, net, **kwargs))(variables, images)
     for name in ("stage2_block1", "stage2_block3", "stage3_block1", "stage3_block3"):
         z = np.asarray(points[name].z)
         assert z[..., :16].any() and not z[..., 16:].any()  # stage 1 has 16

@@ -95,20 +95,20 @@ def tiny(merge="mul_bn1", **entries):
 
 
 def test_nets_before_training(tmp_path):
-    found = of_init.measure(tiny(), tmp_path, look="signal", images=64)
+    found = of_init.measure(tiny(), tmp_path, kind="signal", images=64)
     rows, theory = pd.DataFrame(found["rows"]), pd.DataFrame(found["theory"])
     assert list(rows["seed"]) == [0, 0, 1, 1] and rows["power"].nunique() == 4
     assert list(theory["block"]) == ["stage1_block1", "stage1_block2"]
     assert list(theory["power"]) == pytest.approx([4, 4], rel=1e-3)
     assert theory["gain"].iloc[1] == pytest.approx((2 + 2 * C) / 3, rel=1e-3)
-    zeros = of_init.measure(tiny(), tmp_path, look="untrained", images=64)
+    zeros = of_init.measure(tiny(), tmp_path, kind="untrained", images=64)
     assert [row["layer"] for row in zeros["rows"][:3]] == [
         "stem_norm", "stage1_block1/branch/norm1", "stage1_block2/branch/norm1",
     ]  # fmt: skip
     assert np.mean([row["zero"] for row in zeros["rows"]]) == pytest.approx(0.5, abs=0.1)
     assert [row["seed"] for row in zeros["losses"]] == [0, 1]
     with pytest.raises(ConfigError, match="no finished run"):
-        of_init.measure(tiny(), tmp_path, look="trained", images=64)
+        of_init.measure(tiny(), tmp_path, kind="trained", images=64)
 
 
 def test_what_theory_does_not_cover_is_left_out():
@@ -204,14 +204,14 @@ class Measure:
     def __init__(self, fails=()):
         self.fails, self.calls = fails, []
 
-    def __call__(self, config, workdir, look, images):
+    def __call__(self, config, workdir, kind, images):
         if config.model.merge in self.fails:
             raise RuntimeError("out of memory")
-        self.calls.append((look, config.model.merge, images))
+        self.calls.append((kind, config.model.merge, images))
         seeds = range(config.seeds)
-        if look == "safe":
+        if kind == "safe":
             return {"rows": [{"safe_depth": 7}]}
-        if look == "signal":
+        if kind == "signal":
             rows = made_up(seeds=config.seeds).drop(
                 columns=[*signal_tables.CELL, "number", "predicted_power", "predicted_gain"]
             )
@@ -248,9 +248,9 @@ def undrawn(monkeypatch):
 def test_a_study_writes_its_tables_and_figures(study, capsys):
     measure = Measure()
     assert study(measure=measure) == 0
-    looks = [look for look, _, _ in measure.calls]
-    assert {look: looks.count(look) for look in looks} == {"signal": 22, "safe": 8, "untrained": 3, "trained": 1}
-    assert {images for look, _, images in measure.calls if look == "trained"} == {128}
+    looks = [kind for kind, _, _ in measure.calls]
+    assert {kind: looks.count(kind) for kind in looks} == {"signal": 22, "safe": 8, "untrained": 3, "trained": 1}
+    assert {images for kind, _, images in measure.calls if kind == "trained"} == {128}
     nets = pd.read_csv(f"{study.out}.csv", comment="#")
     assert len(nets) == 22 and set(nets["n"]) == {3}
     assert set(nets.loc[nets["part"] == "scale", "safe_depth"]) == {7}

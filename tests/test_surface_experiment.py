@@ -72,7 +72,7 @@ def test_what_the_study_decides_is_refused(flag, tmp_path, capsys):
 
 
 def test_distances_are_asked_of_nets_without_a_prior():
-    asked = study.looks(parsed("--merges=add", "--images=32"))
+    asked = study.measurements(parsed("--merges=add", "--images=32"))
     assert asked["outputs"]["cells"] == ["digits, plain, add"]
     assert asked["plane"]["cells"] == [f"digits, {arm}, add" for arm in study.DRAWN]
     assert all(options["images"] == 32 and options["split"] == "test" for options in asked.values())

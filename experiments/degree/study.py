@@ -71,12 +71,12 @@ def measured(climb: measuring.Measure | None, look: measuring.Measure | None, ru
         for label, rate in rates.items()
         if math.isfinite(rate)  # the others have no net to look at
     }
-    looks = running.measure(todo, look or of_degrees, "degrees")
-    if not curves or not looks:
+    measured = running.measure(todo, look or of_degrees, "degrees")
+    if not curves or not measured:
         raise ConfigError("nothing could be measured; the reasons stand above")
     rows = _together({label: found["rows"] for label, found in curves.items()}, asked)
     speed, energy = (
-        _together({label: found[name] for label, found in looks.items()}, asked) for name in ("speed", "energy")
+        _together({label: found[name] for label, found in measured.items()}, asked) for name in ("speed", "energy")
     )
     return report(running, rows, speed, energy)
 

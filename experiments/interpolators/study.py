@@ -53,7 +53,7 @@ def main(
     p.set_defaults(out="results/interpolators", merges="all", seeds=6)
     p.set_defaults(width=8, train_size=256, batch_size=32, epochs=60)
     p.add_argument("--images", type=int, default=2000, metavar="N", help="test images of a distance; %(default)s")
-    return study.run(MODULE, argv, p, study.of_probes(configurations, looks, report), train, measure)
+    return study.run(MODULE, argv, p, study.of_probes(configurations, measurements, report), train, measure)
 
 
 def configurations(args: argparse.Namespace) -> dict[str, ConfigDict]:
@@ -68,7 +68,7 @@ def configurations(args: argparse.Namespace) -> dict[str, ConfigDict]:
     return {f"{dataset}, {merge}": flags.config(args, dataset, merge, **PLAIN) for merge in merges}
 
 
-def looks(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+def measurements(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """What is asked of every finished run."""
     shared = {"images": EVERY, "moments": ("trained",)}
     return {
@@ -80,7 +80,7 @@ def looks(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 def report(found: study.Study) -> list[Path]:
     """Prints the verdicts, and writes the tables and figures; what takes two merges is left out without them."""
-    fit, outputs, sharpness = (found.looks[name] for name in looks(found.args))
+    fit, outputs, sharpness = (found.measurements[name] for name in measurements(found.args))
     if fit.empty or outputs.empty:
         raise ConfigError("no net's outputs are known; the reasons stand above")
     courses = [tables.load(o.run_dir).assign(cell=o.label) for o in found.outcomes if o.run_dir]

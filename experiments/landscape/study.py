@@ -69,13 +69,13 @@ def main(
     argv: Sequence[str] | None = None, train: runs.Train | None = None, measure: measuring.Measure | None = None
 ) -> int:
     """Runs the study; returns the exit code. `train` and `measure` replace the trainer and the measurement."""
-    return study.run(MODULE, argv, _parser(), study.of_probes(configurations, looks, report), train, measure)
+    return study.run(MODULE, argv, _parser(), study.of_probes(configurations, measurements, report), train, measure)
 
 
 def _parser() -> argparse.ArgumentParser:
     p = flags.parser(MODULE, __doc__, SMOKE)
     p.set_defaults(out="results/landscape", seeds=5, width=8)
-    p.add_argument("--every", type=int, default=10, metavar="N", help="epochs between two looks; %(default)s")
+    p.add_argument("--every", type=int, default=10, metavar="N", help="epochs between two measurements; %(default)s")
     p.add_argument("--images", type=int, default=4096, metavar="N", help="of the Hessian, at most; %(default)s")
     p.add_argument("--points", type=int, default=15, metavar="N", help="of an axis of a plane; %(default)s")
     p.add_argument("--planes", default="add,mul,mul_bn1,gate_sig", metavar="A,B", help="merges; %(default)s")
@@ -129,7 +129,7 @@ def _among(text: str, args: argparse.Namespace, flag: str) -> list[str]:
     return names
 
 
-def looks(args: argparse.Namespace) -> dict[str, dict]:
+def measurements(args: argparse.Namespace) -> dict[str, dict]:
     """What is asked of the trained nets."""
     configs = configurations(args)
     core = [label for label, config in configs.items() if config.probes.curvature]
@@ -152,14 +152,14 @@ def report(found: study.Study) -> list[Path]:
     courses = [tables.load(o.run_dir).assign(cell=o.label) for o in core.outcomes]
     course = not_diverged(pd.concat(courses, ignore_index=True), nets) if courses else pd.DataFrame()
     curvature = not_diverged(core.probed("curvature"), nets) if courses else pd.DataFrame()
-    lines = found.looks["interpolation"]
+    lines = found.measurements["interpolation"]
     measured = {
         "": nets,
         "_curvature": drops(curvature).drop(columns=UNRESOLVED, errors="ignore") if len(curvature) else curvature,
         "_course": course.loc[course["split"] == "train", COURSE] if len(course) else course,
-        "_density": found.looks["density"],
+        "_density": found.measurements["density"],
         "_sharpness": _with_results(found, nets),
-        "_planes": found.looks["surface"],
+        "_planes": found.measurements["surface"],
         "_lines": lines,
         "_barriers": barriers(lines) if len(lines) else lines,
     }
@@ -228,11 +228,11 @@ def _left_out(nets: pd.DataFrame) -> str:
 
 def _with_results(found: study.Study, nets: pd.DataFrame) -> pd.DataFrame:
     """Sharpness of the trained nets beside what they reached, their batch size and how its rate was chosen."""
-    if found.looks["sharpness"].empty:
-        return found.looks["sharpness"]
+    if found.measurements["sharpness"].empty:
+        return found.measurements["sharpness"]
     sizes = {o.label: o.config.batch_size for o in found.outcomes}
     reached = nets[["cell", "seed", "error", "test_loss", "generalization_gap", "train_accuracy"]]
-    sharp = found.looks["sharpness"].merge(reached, on=["cell", "seed"])
+    sharp = found.measurements["sharpness"].merge(reached, on=["cell", "seed"])
     sharp["batch_size"] = sharp["cell"].map(sizes)
     sharp["rate"] = sharp["cell"].map({label: rule for label, (_, rule) in _cells(found.args).items()})
     both = sharp["rate"] == ""

@@ -81,7 +81,7 @@ def main(
     p.add_argument("--ln", default="add,mul,mul_bn1", metavar="A,B", help="merges with LayerNorm too; %(default)s")
     p.add_argument("--images", type=int, default=360, metavar="N", help="test images of a lesion; %(default)s")
     p.add_argument("--rescue", action="store_true", help="train under gentler optimisers, and look at accuracy alone")
-    return study.run(MODULE, argv, p, study.of_probes(configurations, looks, report), train, measure)
+    return study.run(MODULE, argv, p, study.of_probes(configurations, measurements, report), train, measure)
 
 
 def configurations(args: argparse.Namespace) -> dict[str, ConfigDict]:
@@ -106,7 +106,7 @@ def configurations(args: argparse.Namespace) -> dict[str, ConfigDict]:
     }
 
 
-def looks(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+def measurements(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """What is asked of every finished run."""
     if args.rescue:
         return {}
@@ -124,7 +124,7 @@ def report(found: study.Study) -> list[Path]:
     if found.args.rescue:
         nets = lesion_rescue.outcomes(found.nets)
         return found.publish({"": nets}, dict(lesion_rescue.verdicts(nets))) + draw(out)
-    looked = {name: rows.astype(dict.fromkeys(NUMBERS[name], float)) for name, rows in found.looks.items()}
+    looked = {name: rows.astype(dict.fromkeys(NUMBERS[name], float)) for name, rows in found.measurements.items()}
     lesions = pd.concat([looked[name].assign(statistics=name) for name in ("frozen", "recalibrated")])
     nets = lesion_tables.per_net(found.nets, lesions, looked["paths"])
     effects = lesion_tables.compared(nets, METRICS)

@@ -1,4 +1,4 @@
-"""What the looks of the lesion study say: a row per net, comparisons with the sum, curves, and verdicts in words."""
+"""What the lesion study measures: a row per net, comparisons with the sum, curves, and verdicts in words."""
 
 from collections.abc import Iterator, Sequence
 

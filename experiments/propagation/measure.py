@@ -27,13 +27,13 @@ LIMIT = 30  # blocks
 SAME_LOSS = 1e-3  # nats within which the loss of an image is that of equal logits, ln(classes)
 
 
-def measure(config: ConfigDict, workdir: str | os.PathLike, *, look: str, images: int) -> dict[str, list[dict]]:
-    """What one look finds in the nets of `config`, a replica for each of its seeds.
+def measure(config: ConfigDict, workdir: str | os.PathLike, *, kind: str, images: int) -> dict[str, list[dict]]:
+    """What one kind finds in the nets of `config`, a replica for each of its seeds.
 
     Args:
       config: of the nets.
       workdir: root of the run directories, for "trained".
-      look: "signal": rows of `propagation`, and theory, those of `predicted`; "safe": one row, `safe`;
+      kind: "signal": rows of `propagation`, and theory, those of `predicted`; "safe": one row, `safe`;
         "untrained", "trained": rows of `activity`, and losses, with seed, loss (mean, in nats) and guessing, the share
         of images whose loss is ln(classes).
       images: of the training split, spread evenly over it.
@@ -41,13 +41,13 @@ def measure(config: ConfigDict, workdir: str | os.PathLike, *, look: str, images
     Raises:
       ConfigError: of the data or the net; there is no finished run.
     """
-    if look == "safe":
+    if kind == "safe":
         return {"rows": [{"safe_depth": safe(config.model)}]}
-    if look == "trained":
+    if kind == "trained":
         run = reopen(config, workdir)
         return _active(probing.subjects(run.task, run.dataset.train, images, run.final, "trained"), train=False)
     subjects = _untrained(config, images)
-    if look == "untrained":
+    if kind == "untrained":
         return _active(subjects, train=True)
     seen = [propagation(at.net, at.variables, at.x_BxHxWxC, at.key).assign(seed=seed) for seed, at in subjects.items()]
     return {"rows": pd.concat(seen).to_dict("records"), "theory": predicted(config)}
@@ -62,9 +62,9 @@ def predicted(config: ConfigDict) -> list[dict]:
     net = make_task(config, load(config.dataset)).net
     if not _described(config.model) or (config.model.shortcut == "A" and len(net.stages) > 1):
         return []
-    merge, words = _in_theory(config.model)
+    merge, kwargs = _in_theory(config.model)
     try:
-        found = stages(merge, [count for count, _, _ in net.stages], **words)
+        found = stages(merge, [count for count, _, _ in net.stages], **kwargs)
     except ConfigError:
         return []
     names = (f"stage{i}_block{j}" for i, (count, _, _) in enumerate(net.stages, 1) for j in range(1, count + 1))
@@ -79,9 +79,9 @@ def safe(model: ConfigDict) -> int | None:
     """Theory's `safe_depth` of blocks of equal shapes, counted from the first z; at most LIMIT. None as `predicted`."""
     if not _described(model):
         return None
-    merge, words = _in_theory(model)
-    first = blocks(merge, gaussian().through(relu), 1, **words)[0]
-    return safe_depth(merge, first.z, limit=LIMIT, **words)
+    merge, kwargs = _in_theory(model)
+    first = blocks(merge, gaussian().through(relu), 1, **kwargs)[0]
+    return safe_depth(merge, first.z, limit=LIMIT, **kwargs)
 
 
 def _described(model: ConfigDict) -> bool:

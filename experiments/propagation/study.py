@@ -67,20 +67,21 @@ def seen(running: study.Study) -> list[Path]:
     from experiments.propagation.measure import measure
 
     todo = untrained(running.args)
-    looks = asked(todo, running.train(trained(running.args)))
+    measurements = asked(todo, running.train(trained(running.args)))
     jobs = {
-        f"{look}, {k}": (c, {"look": look, "images": IMAGES[c.model.name]})
-        for look, own in looks.items()
+        f"{kind}, {k}": (c, {"kind": kind, "images": IMAGES[c.model.name]})
+        for kind, own in measurements.items()
         for k, c in own.items()
     }
     measured = running.measure(jobs, measure, "init")
     found = {
-        look: {k: measured[f"{look}, {k}"] for k in own if f"{look}, {k}" in measured} for look, own in looks.items()
+        kind: {k: measured[f"{kind}, {k}"] for k in own if f"{kind}, {k}" in measured}
+        for kind, own in measurements.items()
     }
     if not all(found.values()):
         raise ConfigError("too little could be measured; the reasons stand above")
     rows, stacks = rows_of(todo, found["signal"], found["safe"]), stacks_of(running.args.seeds)
-    merges = {label: config.model.merge for label, config in looks["trained"].items()}
+    merges = {label: config.model.merge for label, config in measurements["trained"].items()}
     of_seeds = {"_rows": rows, "_stacks": stacks, "_activity": zero_rows(found, merges, stacks)}
     of_seeds["_losses"] = losses_of(todo, found["untrained"])
     of_all, said = derived(of_seeds)

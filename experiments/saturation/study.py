@@ -66,8 +66,10 @@ SMOKE = {  # an mlp compiles in a third of the time, but has no maps, and so no 
 def main(
     argv: Sequence[str] | None = None, train: runs.Train | None = None, measure: measuring.Measure | None = None
 ) -> int:
-    """Runs the study; returns the exit code. `train` and `measure` replace the trainer and the looks."""
-    return study.run(MODULE, argv, _parser(), study.of_probes(configurations, looks, report, register), train, measure)
+    """Runs the study; returns the exit code. `train` and `measure` replace the trainer and the measurements."""
+    return study.run(
+        MODULE, argv, _parser(), study.of_probes(configurations, measurements, report, register), train, measure
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,11 +81,11 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--rates", type=flags.numbers, default=rates, metavar="X,X", help="%(default)s")
     group.add_argument("--schedules", type=words, default=("cosine", "constant", "step"), metavar="A,B")
     group.add_argument("--blocks", type=flags.whole_numbers, default=(1, 2), metavar="N,N", help="gated; beside all")
-    group.add_argument("--every", type=int, default=4, metavar="N", help="epochs between two looks; %(default)s")
+    group.add_argument("--every", type=int, default=4, metavar="N", help="epochs between two measurements; %(default)s")
     return p
 
 
-def looks(args: argparse.Namespace) -> dict[str, dict]:
+def measurements(args: argparse.Namespace) -> dict[str, dict]:
     """The masks of the cells of that part."""
     chosen = tuple(cell.label for cell in parts(args).get("masks", ()))
     return {"masks": {"images": IMAGES, "probes": ("masks",), "split": "test", "cells": chosen}} if chosen else {}
@@ -123,7 +125,7 @@ def report(found: study.Study) -> list[Path]:
     if "number" in labels and {few, *COUNTED[:2]} <= set(nets["cell"]):
         results.verdicts["Q6, number and granularity"] = verdicts.on_number(nets, COUNTED[0], few, COUNTED[1])
     if "masks" in labels:
-        _on_masks(results, found.looks["masks"])
+        _on_masks(results, found.measurements["masks"])
     return found.publish(results.tables, results.verdicts, "verdict on {}") + draw(found.args.out)
 
 

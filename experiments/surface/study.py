@@ -88,7 +88,7 @@ def main(
     p.set_defaults(out="results/surface", seeds=6, width=8, train_size=1024, epochs=20, batch_size=64)
     p.add_argument("--arms", default=",".join(ARMS), metavar="A,B", help=f"priors, of {', '.join(ARMS)}; all")
     p.add_argument("--images", type=int, default=256, metavar="N", help="test images looked at; %(default)s")
-    return study.run(MODULE, argv, p, study.of_probes(configurations, looks, report), train, measure)
+    return study.run(MODULE, argv, p, study.of_probes(configurations, measurements, report), train, measure)
 
 
 def configurations(args: argparse.Namespace) -> dict[str, ConfigDict]:
@@ -110,7 +110,7 @@ def arms(args: argparse.Namespace) -> list[str]:
     return list(dict.fromkeys(["plain", *flags.chosen("--arms", args.arms, list(ARMS))]))
 
 
-def looks(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+def measurements(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """What is asked of every finished run; distances between nets of those without a prior, planes of `DRAWN`."""
     shared = {"images": args.images, "split": "test", "moments": ("trained",)}
 
@@ -127,24 +127,24 @@ def looks(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 def report(found: study.Study) -> list[Path]:
     """Prints the verdicts, and writes the tables, the figures and the pages."""
-    if set(READ) - set(found.looks):
+    if set(READ) - set(found.measurements):
         raise ConfigError("no net could be looked into; the reasons stand above")
     factors = pd.DataFrame({cell.label: {"dataset": cell.dataset, "arm": cell.arm} for cell in cells(found.args)}).T
 
     def with_factors(table: pd.DataFrame) -> pd.DataFrame:
         return table.drop(columns="dataset").join(factors, on="cell")
 
-    looks = {name: with_factors(table) for name, table in found.looks.items()}
-    nets = surface_tables.per_net(with_factors(found.nets), {name: looks[name] for name in READ})
+    measured = {name: with_factors(table) for name, table in found.measurements.items()}
+    nets = surface_tables.per_net(with_factors(found.nets), {name: measured[name] for name in READ})
     written = {
         "": nets,
-        "_symmetry": surface_tables.symmetry_curves(looks["symmetry"]),
-        "_spectra": surface_tables.spectra(looks["degree"]),
-        "_gaps": surface_tables.gaps(looks["mixing"]),
-        "_alignment": surface_tables.alignments(looks["alignment"]),
-        "_equivalence": surface_tables.equivalence({inputs: looks[probe] for inputs, probe in INPUTS.items()}),
-        "_planes": surface_tables.planes(looks["plane"]),
-        "_corners": corners(found, looks["plane"]),
+        "_symmetry": surface_tables.symmetry_curves(measured["symmetry"]),
+        "_spectra": surface_tables.spectra(measured["degree"]),
+        "_gaps": surface_tables.gaps(measured["mixing"]),
+        "_alignment": surface_tables.alignments(measured["alignment"]),
+        "_equivalence": surface_tables.equivalence({inputs: measured[probe] for inputs, probe in INPUTS.items()}),
+        "_planes": surface_tables.planes(measured["plane"]),
+        "_corners": corners(found, measured["plane"]),
     }
     of_nets, said = derived(nets, written["_symmetry"], written["_alignment"])
     written |= of_nets

@@ -1,4 +1,4 @@
-"""What the surface study's looks say: a row per net, the report card, its curves, and verdicts in words.
+"""What the surface study measures: a row per net, the report card, its curves, and verdicts in words.
 
 A prior is a way to train: ARMS. All tables have the columns dataset (a preset's name) and arm.
 """
@@ -74,7 +74,7 @@ ENOUGH = 6  # merges, before a rank correlation over them is worth a claim
 PLAIN = {"train_loss": (1, True), "parameters": (1, True)}  # baselines of the race
 
 
-def per_net(nets: pd.DataFrame, looks: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+def per_net(nets: pd.DataFrame, measurements: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """A row per cell and seed: what it reached, and READINGS; what can't be said of a net, or is not finite, is nan.
 
     degree, frequency: energy-weighted mean of the Chebyshev degree on lines, and of the frequency on circles;
@@ -84,26 +84,26 @@ def per_net(nets: pd.DataFrame, looks: Mapping[str, pd.DataFrame]) -> pd.DataFra
 
     Args:
       nets: `tables.summary` with the columns cell, dataset and arm; what else is read has the last two as well.
-      looks: the rows of smoothness, lines, degree, mixing, symmetry and dimension, by name.
+      measurements: the rows of smoothness, lines, degree, mixing, symmetry and dimension, by name.
     """
     about = [*KEYS, "dataset", "merge", "train_size", "depth", "width", "status", "epoch", "parameters"]
     table = nets[[*about, "arm", "train_loss", "train_accuracy"]].assign(error=1 - nets["OA"])
-    of_degree = looks["degree"].assign(moment=looks["degree"]["k"] * looks["degree"]["energy"])
+    of_degree = measurements["degree"].assign(moment=measurements["degree"]["k"] * measurements["degree"]["energy"])
     means = of_degree.groupby([*KEYS, "path"])["moment"].sum(skipna=False).unstack()
-    symmetry = looks["symmetry"]
+    symmetry = measurements["symmetry"]
     low, high = (symmetry["transformation"].map({t: ends[i] for t, ends in SMALL.items()}) for i in (0, 1))
     changes_nothing = symmetry["amount"] == symmetry["transformation"].map(SYMMETRIES)
     small = symmetry[symmetry["amount"].between(low, high) & ~changes_nothing]
-    way = looks["lines"].groupby(KEYS)[["back", "way"]].sum(skipna=False)
+    way = measurements["lines"].groupby(KEYS)[["back", "way"]].sum(skipna=False)
     found = [
-        looks["smoothness"].groupby(KEYS)[["jacobian", "jacobian_logits"]].mean(),
-        looks["lines"].groupby(KEYS)[["curvature", "regions", "third"]].mean(),
+        measurements["smoothness"].groupby(KEYS)[["jacobian", "jacobian_logits"]].mean(),
+        measurements["lines"].groupby(KEYS)[["curvature", "regions", "third"]].mean(),
         (way["back"] / way["way"]).rename("back"),
         means.rename(columns={"line": "degree", "circle": "frequency"}),
         effective_degree(of_degree[of_degree["path"] == "line"]).rename("degree_99"),
-        looks["mixing"].groupby(KEYS)["gap"].mean(),
+        measurements["mixing"].groupby(KEYS)["gap"].mean(),
         small.groupby([*KEYS, "transformation"])["kept"].mean().unstack(),
-        looks["dimension"].set_index(KEYS)["features"].rename("dimension"),
+        measurements["dimension"].set_index(KEYS)["features"].rename("dimension"),
     ]
     table = table.merge(pd.concat(found, axis=1), how="left", left_on=KEYS, right_index=True)
     table = table.reindex(columns=[*table.columns[: table.columns.get_loc("error")], *READINGS])

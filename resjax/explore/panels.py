@@ -103,9 +103,9 @@ class PlanePanel:
         self.point.data = {"x": [float(x)], "y": [float(y)]}
 
 
-def _still(**words):
+def _still(**kwargs):
     """A figure that is looked at alone."""
-    return figure(tools="", toolbar_location=None, **words)
+    return figure(tools="", toolbar_location=None, **kwargs)
 
 
 class ImagePanel:

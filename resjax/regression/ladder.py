@@ -157,8 +157,8 @@ def _standard(config, tasks: dict[int, Regression], replicas, data, rates, choos
     kept, _ = settle(tuned, reported, lambda replica: replica[1].lost)
     for rate, found in attempts.items():
         for (s, i), (outputs, trial) in zip(replicas, found, strict=True):
-            words = {"train_error": trial.train_error, "rate": rate, "stable": tuned.largest_stable}
-            add((config.seed + s, i), "R4" if rate == kept else "retreat", data[s], outputs, **words)
+            kwargs = {"train_error": trial.train_error, "rate": rate, "stable": tuned.largest_stable}
+            add((config.seed + s, i), "R4" if rate == kept else "retreat", data[s], outputs, **kwargs)
 
 
 def _of_kernel(config, data: Sequence[Regression], replicas, rungs: Collection[str], matched, unmatched, add) -> None:
@@ -194,8 +194,8 @@ def _of_kernel(config, data: Sequence[Regression], replicas, rungs: Collection[s
     climbed += [("R3u", alpha, alpha * np.ones_like(own)) for alpha in unmatched]
     for rung, alpha, alpha_S in climbed if {"R2", "R3"} & set(rungs) else []:
         rates = full * min(1.0, (2 * alpha) ** 2)
-        words = {"rate_S": rates, "momentum": MOMENTUM, "threshold_S": THRESHOLD * powers, "most": MOST_STEPS}
-        learned = lazy.train(apply_fn, w, x, y, test_x, alpha_S=alpha_S, **words)
+        kwargs = {"rate_S": rates, "momentum": MOMENTUM, "threshold_S": THRESHOLD * powers, "most": MOST_STEPS}
+        learned = lazy.train(apply_fn, w, x, y, test_x, alpha_S=alpha_S, **kwargs)
         for r, (s, i) in enumerate(replicas):
             steps = int(learned.steps[r])
             outputs = learned.test[r] if np.isfinite(learned.train_loss[r]) else np.full_like(learned.test[r], np.inf)
@@ -203,8 +203,8 @@ def _of_kernel(config, data: Sequence[Regression], replicas, rungs: Collection[s
             about |= {"train_error": learned.train_loss[r] / powers[r], "moved": learned.moved[r]}
             add(where(s, i), rung, data[s], outputs, **about)
             if rung == "R3" and alpha == 1 and "R2" in rungs:
-                words = {"rate": rates[r], "momentum": MOMENTUM, "steps": steps}
-                train, outputs = lazy.linearised(kernels[r], data[s].y_N, **words)
+                kwargs = {"rate": rates[r], "momentum": MOMENTUM, "steps": steps}
+                train, outputs = lazy.linearised(kernels[r], data[s].y_N, **kwargs)
                 if not np.isfinite(learned.train_loss[r]):  # it took the steps until the net overflowed
                     outputs = np.full_like(outputs, np.inf)
                 error = np.mean((train - data[s].y_N) ** 2) / powers[r]

@@ -24,7 +24,7 @@ from resjax.sweep import flags, launchers, measuring, runs
 from resjax.sweep.board import duration
 from resjax.sweep.jobs import Launcher
 
-Looks = Mapping[str, Mapping[str, Any]]
+Measurements = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass
@@ -39,8 +39,8 @@ class Study:
       measurement: replaces the study's own.
       launcher: where trainings and measurements run.
       outcomes: of all cells that were trained.
-      looks: name of a measurement, or of a probe where one measurement asks several -> its rows, with the columns
-        `cell` (the label) and those of `tables.config_columns`; of a study that asks probes.
+      measurements: of a study that asks probes: name of the measurement, or of the probe where one measurement asks
+        several -> its rows, with the columns `cell` (the label) and those of `tables.config_columns`.
       missing: how many measurements failed.
     """
 
@@ -52,7 +52,7 @@ class Study:
     console: Console = field(default_factory=Console)
     launcher: Launcher = launchers.in_this_process
     outcomes: list[runs.Outcome] = field(default_factory=list)
-    looks: dict[str, pd.DataFrame] = field(default_factory=dict)
+    measurements: dict[str, pd.DataFrame] = field(default_factory=dict)
     missing: int = 0
     _measured: list[measuring.Measured] = field(default_factory=list)
     _began: float = field(default_factory=time.monotonic)
@@ -107,7 +107,7 @@ class Study:
         return pd.concat([runs.table([o]).assign(cell=o.label) for o in self.outcomes], ignore_index=True)
 
     def probed(self, name: str) -> pd.DataFrame:
-        """The rows that a probe left during training (config.probes), with the columns that `looks` have."""
+        """The rows that a probe left during training (config.probes), with the columns that `measurements` have."""
         rows = {o.label: tables.probed(o.run_dir, name) for o in self.outcomes if o.run_dir}
         return together(rows, self.outcomes)
 
@@ -181,7 +181,7 @@ def exit_code(error: ConfigError | KeyboardInterrupt) -> int:
 
 def of_probes(
     configurations: Callable[[argparse.Namespace], Mapping[str, ConfigDict]],
-    looks: Callable[[argparse.Namespace], Looks],
+    measurements: Callable[[argparse.Namespace], Measurements],
     report: Body,
     register: Callable[[], None] | None = None,
 ) -> Body:
@@ -189,20 +189,20 @@ def of_probes(
 
     Args:
       configurations: args -> the config of each cell, by its label; may raise ConfigError.
-      looks: args -> name -> options of `resjax.sweep.probed.measure`: what is asked of every finished run, or, with
-        `cells` among the options, of those with these labels.
-      report: of the study, whose `looks` are known then; prints the verdicts, writes tables and figures.
+      measurements: args -> name -> options of `resjax.sweep.probed.measure`: what is asked of every finished run, or,
+        with `cells` among the options, of those with these labels.
+      report: of the study, whose `measurements` are known then; prints the verdicts, writes tables and figures.
       register: of `runs.trainer`.
     """
-    return partial(_ask_probes, configurations, looks, report, register)
+    return partial(_ask_probes, configurations, measurements, report, register)
 
 
-def _ask_probes(configurations, looks, report: Body, register, study: Study) -> list[Path]:
+def _ask_probes(configurations, measurements, report: Body, register, study: Study) -> list[Path]:
     configs = configurations(study.args)
     outcomes = study.train(configs, register)
     from resjax.sweep.probed import measure
 
-    for name, options in looks(study.args).items():
+    for name, options in measurements(study.args).items():
         options = dict(options)
         chosen = options.pop("cells", configs)
         todo = {o.label: (o.config, options) for o in outcomes if o.run_dir and o.label in chosen}
@@ -210,8 +210,8 @@ def _ask_probes(configurations, looks, report: Body, register, study: Study) -> 
         measured = study.measure(todo, measure, name)
         for probe in options["probes"]:
             own = {label: pd.DataFrame(found[probe]) for label, found in measured.items()}
-            study.looks[name if len(options["probes"]) == 1 else probe] = together(own, outcomes)
-    if study.looks and all(table.empty for table in study.looks.values()):
+            study.measurements[name if len(options["probes"]) == 1 else probe] = together(own, outcomes)
+    if study.measurements and all(table.empty for table in study.measurements.values()):
         raise ConfigError("no run could be looked into; the reasons stand above")
     return report(study)
 

@@ -81,16 +81,16 @@ def block(
     return BlockSignal(z, z.kurtosis / h.kurtosis, A, B, gain)
 
 
-def blocks(merge, h: Law, depth: int, **words) -> list[BlockSignal]:
-    """`block` iterated, [depth]: the input of each is the z of the one before; `words` are its keywords."""
+def blocks(merge, h: Law, depth: int, **kwargs) -> list[BlockSignal]:
+    """`block` iterated, [depth]: the input of each is the z of the one before; `kwargs` are its keywords."""
     out = []
     for _ in range(depth):
-        out.append(block(merge, h, **words))
+        out.append(block(merge, h, **kwargs))
         h = out[-1].z
     return out
 
 
-def stages(merge, depths: Sequence[int], *, norm: str = "bn", **words) -> list[BlockSignal]:
+def stages(merge, depths: Sequence[int], *, norm: str = "bn", **kwargs) -> list[BlockSignal]:
     """`block` iterated over stages of so many blocks, [sum of depths], as a ResNet has them, after a ReLU stem.
 
     A stage begins with a change of shape, where the shortcut is a normalised 1x1 convolution (option B): s and f are
@@ -100,22 +100,22 @@ def stages(merge, depths: Sequence[int], *, norm: str = "bn", **words) -> list[B
     out, h = [], gaussian().through(relu)
     for i, depth in enumerate(depths):
         if i:
-            start = block(merge, gaussian(), norm=norm, **words)
+            start = block(merge, gaussian(), norm=norm, **kwargs)
             kurtosis, gain = start.z.kurtosis / h.kurtosis, start.gain / _normaliser(norm, h)
             out.append(replace(start, kurtosis_factor=kurtosis, gain=gain))
-        out += blocks(merge, out[-1].z if i else h, depth - bool(i), norm=norm, **words)
+        out += blocks(merge, out[-1].z if i else h, depth - bool(i), norm=norm, **kwargs)
         h = out[-1].z
     return out
 
 
-def safe_depth(merge, h: Law, *, factor: float = math.e, limit: int = 200, **words) -> int:
+def safe_depth(merge, h: Law, *, factor: float = math.e, limit: int = 200, **kwargs) -> int:
     """Blocks until E z^2, or the product of the gains, leaves [1/factor, factor] times its start; at most `limit`.
 
     For `mul_res` those grow by 1 + g^2 and 1 + g^2 (1 + c) a block: the depth goes like 1/g^2, and g like depth^(-1/2).
     """
     z, gain = h, 1.0
     for depth in range(limit):
-        signal = block(merge, z, **words)
+        signal = block(merge, z, **kwargs)
         z, gain = signal.z, gain * signal.gain
         if not all(1 / factor <= ratio <= factor for ratio in (z.power / h.power, gain)):
             return depth
