@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 from jax.tree_util import Partial
+from numpy.typing import ArrayLike
 
 from resjax.config import ConfigError
 from resjax.ntk.empirical import flat
@@ -52,7 +53,7 @@ class Spectrum:
         """Trace of the modes that were cut off."""
         return max(self.trace - float(self.eigenvalues.sum()), 0.0) if len(self.eigenvalues) < self.points else 0.0
 
-    def predict(self, n, *, ridge=0.0, noise=0.0) -> eigenlearning.Prediction:
+    def predict(self, n: ArrayLike, *, ridge: ArrayLike = 0.0, noise: ArrayLike = 0.0) -> eigenlearning.Prediction:
         """Eigenlearning for `n` of the samples (an array, or one number); `ridge` is added to K.
 
         A tail that was cut off acts as ridge, and its share of the target can't be learned: it is noise.

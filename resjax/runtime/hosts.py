@@ -6,6 +6,7 @@ must call it, in the same order.
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -53,7 +54,7 @@ def agree(values: tuple[int, ...]) -> np.ndarray:
     return multihost_utils.process_allgather(np.array(values, np.int32)).max(0)
 
 
-def broadcast(value):
+def broadcast(value: Any) -> Any:
     """What the first process has, a tree of arrays whose shapes and types are the same everywhere."""
     if jax.process_count() == 1:
         return value
@@ -102,7 +103,7 @@ def together(function: Callable[[], object]) -> object:
     return result
 
 
-def fetch(tree):
+def fetch(tree: Any) -> Any:
     """The arrays of `tree` in this host's memory, whole, wherever their parts lie."""
 
     def whole(array: jax.Array) -> np.ndarray:

@@ -8,6 +8,7 @@ distribution and the target's coefficients v_i. `predict` solves for the constan
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from resjax.config import ConfigError
 from resjax.theory.kappa import chunks, solve
@@ -28,7 +29,15 @@ class Prediction:
     test_mse: np.ndarray  # [..., targets] over new noisy samples
 
 
-def predict(eigenvalues, coefficients, n, *, ridge=0.0, noise=0.0, multiplicities=None) -> Prediction:
+def predict(
+    eigenvalues: ArrayLike,
+    coefficients: ArrayLike,
+    n: ArrayLike,
+    *,
+    ridge: ArrayLike = 0.0,
+    noise: ArrayLike = 0.0,
+    multiplicities: ArrayLike | None = None,
+) -> Prediction:
     """Expected errors of kernel ridge regression on n samples (2110.03922, section 4).
 
     `sum_i m_i L_i + ridge/kappa = n` with `L_i = lambda_i/(lambda_i + kappa)` gives kappa; then
@@ -99,7 +108,7 @@ def predict(eigenvalues, coefficients, n, *, ridge=0.0, noise=0.0, multiplicitie
     )
 
 
-def tail_ridge(trace, eigenvalues, multiplicities=None) -> float:
+def tail_ridge(trace: float, eigenvalues: ArrayLike, multiplicities: ArrayLike | None = None) -> float:
     """Trace of the modes missing in a truncated spectrum: they are too many to learn and act as a ridge.
 
     Args:
@@ -121,7 +130,7 @@ def tail_ridge(trace, eigenvalues, multiplicities=None) -> float:
     return max(trace - kept, 0.0)
 
 
-def off_train(test_mse, train_mse, n, population):
+def off_train(test_mse: ArrayLike, train_mse: ArrayLike, n: ArrayLike, population: int) -> np.ndarray:
     """Test error on the points that were not trained on, where the population is finite and holds the training set.
 
     `predict`ed test errors average over the whole population: M E = n E_train + (M - n) E_off. This is for n

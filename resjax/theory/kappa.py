@@ -15,7 +15,7 @@ _CONVERGED = 1e-7  # size of a Newton step in log kappa, whose error is then abo
 _NEWTON, _ITERATIONS = 25, 400  # after so many steps every second one bisects: for gaps of hundreds of decades
 
 
-def solve(lam, m, n, ridge):
+def solve(lam: np.ndarray, m: np.ndarray, n: np.ndarray, ridge: np.ndarray) -> np.ndarray:
     """Solves for kappa > 0.
 
     Args:
@@ -99,7 +99,7 @@ def _row_dot(a, b):
     return np.einsum("kp,kp->k", a, b)
 
 
-def chunks(rows, columns):
+def chunks(rows: int, columns: int) -> list[slice]:
     """Slices of rows whose arrays [rows, columns] are small temporaries."""
     step = max(1, _CHUNK // columns)
     return [slice(i, i + step) for i in range(0, rows, step)]

@@ -13,6 +13,7 @@ theory's. With LayerNorm it is right on average; single nets scatter, by some 10
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -39,7 +40,12 @@ class BlockSignal:
 
 
 def block(
-    merge, h: Law, *, norm: str = "bn", activation: Callable = relu, post_activation: Callable | None = None
+    merge: Any,
+    h: Law,
+    *,
+    norm: str = "bn",
+    activation: Callable = relu,
+    post_activation: Callable | None = None,
 ) -> BlockSignal:
     """One block: the law of its output, and `G = a^2 A + g^2 (c/v) B`, the gain of gradient power.
 
@@ -81,7 +87,7 @@ def block(
     return BlockSignal(z, z.kurtosis / h.kurtosis, A, B, gain)
 
 
-def blocks(merge, h: Law, depth: int, **kwargs) -> list[BlockSignal]:
+def blocks(merge: Any, h: Law, depth: int, **kwargs) -> list[BlockSignal]:
     """`block` iterated, [depth]: the input of each is the z of the one before; `kwargs` are its keywords."""
     out = []
     for _ in range(depth):
@@ -90,7 +96,7 @@ def blocks(merge, h: Law, depth: int, **kwargs) -> list[BlockSignal]:
     return out
 
 
-def stages(merge, depths: Sequence[int], *, norm: str = "bn", **kwargs) -> list[BlockSignal]:
+def stages(merge: Any, depths: Sequence[int], *, norm: str = "bn", **kwargs) -> list[BlockSignal]:
     """`block` iterated over stages of so many blocks, [sum of depths], as a ResNet has them, after a ReLU stem.
 
     A stage begins with a change of shape, where the shortcut is a normalised 1x1 convolution (option B): s and f are
@@ -108,7 +114,7 @@ def stages(merge, depths: Sequence[int], *, norm: str = "bn", **kwargs) -> list[
     return out
 
 
-def safe_depth(merge, h: Law, *, factor: float = math.e, limit: int = 200, **kwargs) -> int:
+def safe_depth(merge: Any, h: Law, *, factor: float = math.e, limit: int = 200, **kwargs) -> int:
     """Blocks until E z^2, or the product of the gains, leaves [1/factor, factor] times its start; at most `limit`.
 
     For `mul_res` those grow by 1 + g^2 and 1 + g^2 (1 + c) a block: the depth goes like 1/g^2, and g like depth^(-1/2).

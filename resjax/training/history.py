@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from typing import Any
 
 
 def row(epoch: int, seed: int, split: str, **values: float) -> dict:
@@ -16,7 +17,7 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def jsonable(value):
+def jsonable(value: Any) -> Any:
     """A table's entry as JSON can hold it."""
     value = value.item() if hasattr(value, "item") else value
     return finite(value) if isinstance(value, float) else value

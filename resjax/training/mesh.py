@@ -7,7 +7,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,11 +67,11 @@ class Replicas:
             devices=devices[: self.device_count],
         )
 
-    def spread(self, own):
+    def spread(self, own: Any) -> Any:
         """Places arrays [replicas, ...] on the devices that own them."""
         return self._placed(own, P("replica"))
 
-    def copy(self, fixed):
+    def copy(self, fixed: Any) -> Any:
         """Places a copy of the arrays on every device."""
         return self._placed(fixed, P())
 

@@ -11,7 +11,7 @@ goes, but not that the others could be missing.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -86,7 +86,15 @@ def _norms(net, loss, names, variables, x, targets_BxK, paths_PxL) -> jax.Array:
     return lax.map(norm, paths_PxL)
 
 
-def path_gradient(net, loss, names, variables, x, targets_BxK, path_L) -> jax.Array:
+def path_gradient(
+    net: nn.Module,
+    loss: Callable,
+    names: Sequence[str],
+    variables: dict[str, Any],
+    x: jax.Array,
+    targets_BxK: jax.Array,
+    path_L: jax.Array,
+) -> jax.Array:
     """Gradient of each sample's loss by its own input, [B, ...], along the path that takes a branch where path_L is 1.
 
     `names` are those of the merge points; the others are arguments of `path_lengths`.

@@ -3,6 +3,7 @@
 The g and p are those of `functions.function`; a line is x_t = (1 - t) a + t b for t in [0, 1], in equal steps.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -73,7 +74,7 @@ def mixing(at: Subject, *, count: int = 128, points: int = 11) -> pd.DataFrame:
     return pd.DataFrame({"mix": mix_M, "gap": np.abs(p_LxMxK - chord_LxMxK).sum(-1).mean(0) / 2})
 
 
-def mixed(x_BxHxWxC, a_L: np.ndarray, b_L: np.ndarray, t_M: np.ndarray):
+def mixed(x_BxHxWxC: jax.Array, a_L: np.ndarray, b_L: np.ndarray, t_M: np.ndarray) -> jax.Array:
     """The images (1 - t) x[a] + t x[b], [L, M, H, W, C]."""
     t_Mx1 = jnp.asarray(t_M, x_BxHxWxC.dtype).reshape(-1, *[1] * (x_BxHxWxC.ndim - 1))
     return (1 - t_Mx1)[None] * x_BxHxWxC[a_L][:, None] + t_Mx1[None] * x_BxHxWxC[b_L][:, None]
