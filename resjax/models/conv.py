@@ -1,12 +1,16 @@
 """One convolution, `conv2d`, that is fast on every platform and under every transformation.
 
-XLA's own convolution is left alone on accelerators. On the CPU it has three weaknesses, each worth a factor:
+XLA's own convolution is left alone on accelerators. On the CPU it has four weaknesses, each worth a factor:
 
 - Autodiff emits the two gradients as convolutions with permuted dimension numbers. Inside loops (`lax.scan`,
   `lax.map`, `fori_loop`) the CPU compiler leaves them so and runs naive loop nests: a training step of a small
   ResNet took 200 ms instead of 7. So the gradients are written out here, in forms that are fast everywhere.
+- A gradient by the weights sums over examples and pixels. Done at once, its operands are copied through memory; in
+  pieces of a few examples they stay in the cache, and it takes half the time.
 - Maps of 2x2 pixels run at 16 GFLOP/s, a matrix product at 340.
-- With 16 output channels it reaches 100 GFLOP/s, with 32 and more 230.
+- Few channels fill no vector: with 16 output channels it has half the speed that it has with 32.
+
+`bench/conv.md` has the speed of every shape of the nets, and `python -m bench.conv` measures it anew.
 
 The 3x3 convolution is a bilinear map with two transposes. The three are primitives whose derivatives are each
 other, so forward mode, reverse mode, any order and mixture of them, `vmap` and `jit` all work.
@@ -52,18 +56,19 @@ def _dense_2x2(x_Bx2x2xC: Array, kernel_3x3xCxF: Array) -> Array:
 # The three bilinear maps: y(x, w), and its transposes dx(dy, w) and dw(x, dy).
 
 
-def patches(x: Array, stride: int, width: int = 1) -> Array:
-    """The windows of `width` neighbouring outputs, [B, H', W'/width, 3 * (width + 2) * C]."""
+def patches(x: Array, stride: int) -> Array:
+    """The windows of the outputs, [B, H', W', 9 C]."""
     H, W = (-(-n // stride) for n in x.shape[1:3])
-    x, step = jnp.pad(x, _PAD), stride * width
-    spans = [(i, j) for i in range(3) for j in range((width - 1) * stride + 3)]
-    rows, columns = (H - 1) * stride + 1, (W // width - 1) * step + 1
-    return jnp.concatenate([x[:, i : i + rows : stride, j : j + columns : step] for i, j in spans], axis=3)
+    x = jnp.pad(x, _PAD)
+    rows, columns = (H - 1) * stride + 1, (W - 1) * stride + 1
+    spans = [(i, j) for i in range(3) for j in range(3)]
+    return jnp.concatenate([x[:, i : i + rows : stride, j : j + columns : stride] for i, j in spans], axis=3)
 
 
-def _widen(w: Array) -> Array:
-    """Kernels [3, 4, C, 2F] that yield two neighbouring columns at once, 1/3 more products, double width."""
-    return jnp.concatenate([jnp.pad(w, ((0, 0), (o, 1 - o), (0, 0), (0, 0))) for o in (0, 1)], axis=3)
+def _widen(w: Array, columns: int) -> Array:
+    """Kernels [3, columns + 2, C, columns * F] that yield so many neighbouring columns at once."""
+    shifted = [jnp.pad(w, ((0, 0), (o, columns - 1 - o), (0, 0), (0, 0))) for o in range(columns)]
+    return jnp.concatenate(shifted, axis=3)
 
 
 def _matmul_conv(x: Array, w: Array, stride: int) -> Array:
@@ -94,32 +99,72 @@ def _xla_dw(x: Array, dy: Array, stride: int) -> Array:
     return jax.linear_transpose(lambda w: _xla_conv(x, w, stride), w)(dy)[0]
 
 
+# The CPU's forms. Their choices are of bench/conv.md.
+FEW = (
+    16  # output channels that leave vectors empty: then several columns are computed at once, as so many channels more
+)
+PIECE = 512  # pixels at least of the pieces of a gradient by the weights, which have 8 examples at least
+
+
+def _columns(W: int, C: int, F: int) -> int:
+    """How many columns at once: some products more, but full vectors."""
+    if F > FEW or W % 2:
+        return 1
+    return 4 if C <= 4 and W % 4 == 0 and W > 8 else 2
+
+
 def _cpu_conv(x: Array, w: Array, stride: int) -> Array:
-    """Measured per shape, one core, AVX-512: GFLOP/s of the choice against XLA's convolution."""
     _, H, W, C = x.shape
     F = w.shape[3]
-    if stride == 2:  # 226 : 170 at 8x8, 90 : 200 at 32x32
+    if stride == 2:
         return _matmul_conv(x, w, 2) if H * W <= 64 else _xla_conv(x, w, 2)
-    if F > 16 or W % 2:
-        return _xla_conv(x, w, 1)  # 220 to 240: the peak of the core
-    if C <= 4:  # 119 : 24 with 3 channels at 32x32
-        return jnp.tensordot(patches(x, 1, 2), _widen(w).reshape(-1, 2 * F), 1).reshape(*x.shape[:3], F)
-    y = lax.conv_general_dilated(x, _widen(w), (1, 2), ((1, 1), (1, 1)), dimension_numbers=_NHWC)
-    return y.reshape(*x.shape[:3], F)  # 1.2 to 1.8 times as fast with 16 channels at 8x8 and 32x32
+    if (columns := _columns(W, C, F)) == 1:
+        return _xla_conv(x, w, 1)
+    wide, strides = _widen(w, columns), (1, columns)
+    y = lax.conv_general_dilated(x, wide, strides, ((1, 1), (1, 1)), dimension_numbers=_NHWC)
+    return y.reshape(*x.shape[:3], F)
 
 
 def _cpu_dx(dy: Array, w: Array, stride: int, size: tuple[int, int]) -> Array:
-    if stride == 2:  # 120 to 250 : 20 to 180
+    if stride == 2:
         return _matmul_dx(dy, w, 2, size)
     return _cpu_conv(dy, w[::-1, ::-1].swapaxes(2, 3), 1)
 
 
 def _cpu_dw(x: Array, dy: Array, stride: int) -> Array:
-    if stride == 2:  # 70 to 130 : 30 to 100
-        return _matmul_dw(x, dy, 2)
-    # Maps as kernels, examples as channels: 150 at 4x4, 110 at 8x8, 90 at 16x16.
-    dw = _xla_conv(x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3), 1)
-    return dw.transpose(1, 2, 0, 3)
+    """The sum over pieces of the batch: a loop, so that what is copied of a piece stays in the cache."""
+    B, H, W, _ = x.shape
+    size = max(8, PIECE // (H * W))
+    whole = B // size * size
+
+    def of_pieces(a: Array) -> Array:
+        return a[:whole].reshape(-1, size, *a.shape[1:])
+
+    def add(total: Array, pieces: tuple[Array, Array]) -> tuple[Array, None]:
+        return total + _maps_as_kernels(*pieces, stride), None
+
+    dw = jnp.zeros((3, 3, x.shape[3], dy.shape[3]), dy.dtype)
+    if whole:
+        dw, _ = lax.scan(add, dw, (of_pieces(x), of_pieces(dy)))
+    return dw + _maps_as_kernels(x[whole:], dy[whole:], stride) if whole < B else dw
+
+
+def _maps_as_kernels(x: Array, dy: Array, stride: int) -> Array:
+    """The convolution of x with dy, with examples as channels and channels as examples: its nine outputs are dw.
+
+    With a stride dy's pixels lie apart. With few channels its columns are dealt out to kernels of their own, whose
+    outputs are one column apart.
+    """
+    _, H, W, C = x.shape
+    B, h, w, F = dy.shape
+    columns = _columns(w, C + 4, F) if stride == 1 else 1
+    kernels_HxWxBxF = dy.reshape(B, h, w // columns, columns * F).transpose(1, 2, 0, 3)
+    padding = [(1, 1 - (stride - 1) * (1 - n % 2)) for n in (H, W)]
+    dw = lax.conv_general_dilated(
+        x.transpose(3, 1, 2, 0), kernels_HxWxBxF, (1, 1), padding,
+        rhs_dilation=(stride, stride * columns), dimension_numbers=_NHWC,
+    ).reshape(C, 3, -1, columns, F)  # fmt: skip
+    return sum(dw[:, :, k : k + 3, k] for k in range(columns)).transpose(1, 2, 0, 3)
 
 
 def _abstract(matmul: Callable, a: Array, b: Array, **params) -> jax.core.ShapedArray:
