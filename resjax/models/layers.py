@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resjax.models.conv import conv2d
+from resjax.models.conv import conv2d, product
 
 MOMENTUM = 0.9  # of BatchNorm's running statistics; PyTorch calls it .1
 
@@ -45,7 +45,7 @@ class Linear(nn.Module):
         window = (self.kernel, self.kernel) if x.ndim == 4 else ()
         w = self.param("kernel", he_init, (*window, x.shape[-1], self.features))
         x, w = x.astype(self.dtype), w.astype(self.dtype)
-        return conv2d(x, w, self.stride) if x.ndim == 4 else x @ w
+        return conv2d(x, w, self.stride) if x.ndim == 4 else product(x, w, 1)
 
 
 class Norm(nn.Module):
