@@ -31,6 +31,9 @@ lint: setup
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m bench.training
+	$(BIN)/python -m bench.conv
+	$(BIN)/python -m bench.replicas
+	$(BIN)/python -m bench.start
 	$(BIN)/python -m bench.ntk
 	$(BIN)/python -m bench.probes
 

@@ -12,6 +12,8 @@ import platform
 import statistics
 import subprocess
 import sys
+from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 
 from bench.contenders import CONTENDERS
@@ -27,21 +29,35 @@ CASES = {  # name -> pixels, channels, depth, seeds, images
 
 
 class Contender:
-    """A process that trains one epoch per call."""
+    """A process that trains one epoch per call.
 
-    def __init__(self, name: str, case: tuple[int, ...]):
+    `env` adds to its environment, and `cores` are those that it may use, else all.
+    """
+
+    def __init__(
+        self, name: str, case: tuple[int, ...], env: Mapping[str, str] | None = None, cores: Collection[int] = ()
+    ):
         self._process = subprocess.Popen(
             [sys.executable, "-m", "bench.contenders", name, *map(str, case)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            env=os.environ | dict(env or {}), preexec_fn=partial(os.sched_setaffinity, 0, cores) if cores else None,
         )  # fmt: skip
         if self._process.stdout.readline().strip() != "ready":
             raise SystemExit(f"error: contender {name!r} did not start; try python -m bench.contenders {name!r} ...")
 
-    def __call__(self) -> float:
-        """Images per second of one epoch."""
+    def start(self) -> None:
+        """Begins one epoch."""
         self._process.stdin.write("\n")
         self._process.stdin.flush()
+
+    def speed(self) -> float:
+        """Images per second of the epoch, when it has ended."""
         return float(self._process.stdout.readline())
+
+    def __call__(self) -> float:
+        """Images per second of one epoch."""
+        self.start()
+        return self.speed()
 
     def close(self) -> None:
         """Ends the process."""
