@@ -15,8 +15,6 @@ from resjax.models.build import build
 from resjax.models.layers import he_init
 from resjax.models.merges import MERGES
 
-pytestmark = pytest.mark.usefixtures("each_key_once")
-
 # Parameters of `add`, and those of the others beyond it: ResNet-8 on digits, ResNet-20 and ResNet-18 on CIFAR-10, and
 # a 6-layer mlp of width 32 on digits. If a number moves, every stored run of that merge is of another net: say so.
 ADD = (77_754, 272_474, 11_173_962, 6_794)

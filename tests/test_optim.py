@@ -12,8 +12,6 @@ from resjax.models.build import build
 from resjax.models.merges import MERGES
 from resjax.training import optim
 
-pytestmark = pytest.mark.usefixtures("each_key_once")
-
 STEPS = 100
 
 
