@@ -1,5 +1,6 @@
 """Strict JAX settings for all tests, and a cache directory of their own: nothing is read from or left in the user's."""
 
+import gc
 import os
 import tempfile
 
@@ -14,8 +15,36 @@ jax.config.update("jax_numpy_rank_promotion", "raise")  # no silent broadcast ov
 if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers share the cache of the process that starts them
     _CACHE = tempfile.TemporaryDirectory()
     os.environ["XDG_CACHE_HOME"] = _CACHE.name  # also of the programs that tests start
+    # The CPU's older code generator takes a third of the time and memory.
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 jax.config.update("jax_compilation_cache_dir", f"{os.environ['XDG_CACHE_HOME']}/compiled")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what is imported stays: no collection looks through it again
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """What one file has compiled serves few others, and takes a megabyte a program."""
+    yield
+    jax.clear_caches()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def arranged_once():
+    """A figure's PDF takes the places of its PNG: to arrange them takes half the time of a figure."""
+    from resjax.analysis import plots
+
+    def save_arranged(figure, path, save=plots.save):
+        save(figure, path)
+        figure.set_layout_engine("none")
+        return path
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "save", save_arranged)
+        yield
 
 
 @pytest.fixture

@@ -246,9 +246,9 @@ def wide_kernels(merge, depth, norm, scale):
     "merge, depth, norm, scale, wrong",
     [
         # Without norms He's last matrix of the branch would give it twice the shortcut's second moment.
-        ("add", 1, "none", 0.5**0.5, "mul_res"),
+        pytest.param("add", 1, "none", 0.5**0.5, "mul_res", marks=pytest.mark.slow),
         ("add", 2, "none", 0.5**0.5, "mul_res"),
-        ("mul", 1, "ln", None, "mul_res"),
+        pytest.param("mul", 1, "ln", None, "mul_res", marks=pytest.mark.slow),
         ("mul", 2, "ln", None, "mul_res"),
         ("mul_res", 1, "ln", 1.0, "gate_sig"),
         ("gate_sig", 1, "ln", None, "mul_res"),

@@ -12,8 +12,6 @@ from resjax.models.build import build
 from resjax.models.merges import MERGES
 from resjax.training import optim
 
-pytestmark = pytest.mark.usefixtures("each_key_once")
-
 STEPS = 100
 
 
@@ -26,7 +24,7 @@ def config_with(**changes):
 
 def rates(**changes):
     rate = optim.schedule(config_with(**changes), STEPS)
-    return np.array([rate(step) for step in range(STEPS)])
+    return np.array(jax.jit(jax.vmap(rate))(jnp.arange(STEPS)))
 
 
 def test_constant():
@@ -72,13 +70,13 @@ def params_of(merge):
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.tree.map(lambda leaf: jnp.full(leaf.shape, 1.5), params_of("mul_bn1"))
+    return jax.tree.map(lambda leaf: np.full(leaf.shape, 1.5, np.float32), params_of("mul_bn1"))
 
 
 def first_update(params, **changes):
     """The first update for a zero gradient, by path."""
     tx = optim.optimizer(config_with(**{"optimizer.weight_decay": 0.1, "optimizer.name": "sgd"} | changes), STEPS)
-    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    updates = jax.jit(lambda w: tx.update(jax.tree.map(jnp.zeros_like, w), tx.init(w), w)[0])(params)
     return {tuple(k.key for k in path): update for path, update in jax.tree_util.tree_leaves_with_path(updates)}
 
 
@@ -114,7 +112,7 @@ def test_which_biases_feed_a_merge(merge, feeding):
     "merge, module", [("mul_bn1", "branch"), ("se", "merge"), ("highway", "merge"), ("simam", "branch")]
 )
 def test_gate_lr_multiplies_what_computes_the_gate(merge, module):
-    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), params_of(merge))
+    params = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), params_of(merge))
     plain, scaled = (first_update(params, **{"optimizer.gate_lr": lr, "model.merge": merge}) for lr in (1.0, 3.0))
     for path, update in plain.items():
         np.testing.assert_allclose(scaled[path], update * (3 if module in path else 1), rtol=1e-6)

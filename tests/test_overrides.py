@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 ROOT = Path(__file__).parents[1]
 KEYS = config_lib.flat(config_lib.base())
 MUL = f"--config={ROOT}/configs/mul.py"
-EXAMPLES = int(os.environ.get("RESJAX_EXAMPLES", 1000))
+EXAMPLES = int(os.environ.get("RESJAX_EXAMPLES", 400))
 
 
 def examples(share):

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,13 +54,20 @@ def unbroken(tmp_path_factory):
     return loop.train(tiny(**CONFIG), tmp_path_factory.mktemp("unbroken"))
 
 
-@pytest.fixture
-def interrupted(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def told_to_stop(tmp_path_factory):
     """A run that was told to stop in its fifth epoch."""
-    with monkeypatch.context() as patch, pytest.raises(interrupt.Interrupted):
+    workdir = tmp_path_factory.mktemp("interrupted")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(interrupt.Interrupted):
         tell_at(patch, 4, signal.SIGTERM)
-        loop.train(tiny(**CONFIG), tmp_path)
-    return rundir.path_of(tiny(**CONFIG), tmp_path)
+        loop.train(tiny(**CONFIG), workdir)
+    return rundir.path_of(tiny(**CONFIG), workdir)
+
+
+@pytest.fixture
+def interrupted(tmp_path, told_to_stop):
+    """A copy of that run, to continue or to damage."""
+    return shutil.copytree(told_to_stop, tmp_path / told_to_stop.name)
 
 
 @pytest.mark.slow
