@@ -3,6 +3,7 @@
 import gc
 import os
 import tempfile
+from importlib import metadata
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when NumPy is imported; test processes would contend for the cores
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # programs take longer to compile than to run; read by `import jax`
@@ -15,8 +16,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")  # no silent broadcast ov
 if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers share the cache of the process that starts them
     _CACHE = tempfile.TemporaryDirectory()
     os.environ["XDG_CACHE_HOME"] = _CACHE.name  # also of the programs that tests start
-    # The CPU's older code generator takes a third of the time and memory.
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+    if tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 11):  # later ones don't know this flag
+        # The CPU's older code generator takes a third of the time and memory.
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 jax.config.update("jax_compilation_cache_dir", f"{os.environ['XDG_CACHE_HOME']}/compiled")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 

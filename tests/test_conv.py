@@ -21,6 +21,7 @@ SHAPES = [
     (9, 16, 8),
     (16, 16, 16),
     (10, 17, 16),
+    (12, 3, 16),
 ]
 CASES = [(H, C, F, K, s) for H, C, F in SHAPES for K in (1, 3) for s in (1, 2)]
 
@@ -79,6 +80,25 @@ def test_values_and_gradients(H, C, F, K, s):
 
 
 @pytest.mark.parametrize("s", [1, 2])
+@pytest.mark.parametrize("B", [8, 19])  # one piece of the batch, and two with a rest
+@pytest.mark.parametrize(("H", "C", "F"), [(8, 3, 16), (8, 16, 16), (9, 4, 8), (8, 4, 32)])
+def test_batches_of_several_pieces(H, C, F, B, s):
+    x, w = arrays(H, C, F, 3, B=B)
+
+    def loss(f, x, w):
+        return jnp.sum(jnp.tanh(f(x, w, s)) ** 2)
+
+    @partial(jax.jit, static_argnums=0)
+    def outer(f, x, w):
+        gradients = jax.grad(partial(loss, f), (0, 1))
+        return gradients(x, w), jax.jvp(gradients, (x, w), (jnp.sin(x), jnp.cos(w)))[1]
+
+    close(outer(conv2d, x, w), outer(reference, x, w), 1e-4)
+    y, gradients = in_numpy(x, w, s, lambda y: 2 * y)
+    close(jax.grad(lambda *a: jnp.sum(conv2d(*a, s) ** 2), (0, 1))(x, w), gradients, 1e-5)
+
+
+@pytest.mark.parametrize("s", [1, 2])
 @pytest.mark.parametrize(("H", "W"), [(4, 6), (7, 4), (1, 1), (1, 2), (2, 3), (8, 5)])
 def test_oblong_maps(H, W, s):
     x, w = arrays(H, 4, 8, 3, W=W)
@@ -120,6 +140,16 @@ def test_higher_derivatives_and_loops(H, s):
     x, w = arrays(H, 4, 16, 3, B=2)
     found, expected = (jax.jit(partial(outer, f))(x, w) for f in (conv2d, reference))
     close(found, expected, 2e-4)
+
+
+@pytest.mark.parametrize("s", [1, 2])
+def test_gradients_in_bfloat16_add_in_float32(s):
+    x, w = arrays(8, 4, 16, 3, B=40, dtype=jnp.bfloat16)
+    y, dy = conv2d(x, w, s), jnp.ones_like(conv2d(x, w, s))
+    found = jax.vjp(lambda x, w: conv2d(x, w, s), x, w)[1](dy)
+    _, expected = in_numpy(x.astype(jnp.float32), w.astype(jnp.float32), s, lambda y: np.ones_like(y))
+    assert y.dtype == found[0].dtype == found[1].dtype == jnp.bfloat16
+    close([a.astype(jnp.float32) for a in found], list(expected), 1e-2)  # half a unit of the last place, and rounding
 
 
 def test_types():
