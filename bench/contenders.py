@@ -22,7 +22,7 @@ def images(pixels: int, channels: int, count: int) -> tuple[np.ndarray, np.ndarr
     )
 
 
-def resjax(x_NxHxWxC: np.ndarray, y_N: np.ndarray, depth: int, seeds: int) -> Epoch:
+def resjax(x_NxHxWxC: np.ndarray, y_N: np.ndarray, depth: int, seeds: int, dtype: str = "float32") -> Epoch:
     """The compiled epoch of this project, augmentation off as in the others."""
     from functools import partial
 
@@ -32,7 +32,14 @@ def resjax(x_NxHxWxC: np.ndarray, y_N: np.ndarray, depth: int, seeds: int) -> Ep
 
     config = config_lib.base()
     config.update_from_flattened_dict(
-        {"seeds": seeds, "model.depth": depth, "dataset.augment": "none", "batch_size": BATCH, "epochs": 1000}
+        {
+            "seeds": seeds,
+            "model.depth": depth,
+            "dataset.augment": "none",
+            "batch_size": BATCH,
+            "epochs": 1000,
+            "dtype": dtype,
+        }  # fmt: skip
     )
     startup.start(config)
     import jax
@@ -182,6 +189,7 @@ def _batches(rng: np.random.Generator, count: int) -> np.ndarray:
 
 CONTENDERS: dict[str, Callable[..., Epoch]] = {
     "resjax": resjax,
+    "resjax bfloat16": lambda *data: resjax(*data, "bfloat16"),
     "flax": flax,
     **{
         f"torch {'compile' if compiled else 'eager'}{' channels-last' if last else ''}": (

@@ -81,12 +81,13 @@ def row(name: str, speeds: dict[str, list[float]]) -> str:
     """A line of the table: our speed, and its ratio to the plain loop and to PyTorch's best variant."""
     best = max((n for n in speeds if n.startswith("torch")), key=lambda n: statistics.median(speeds[n]))
 
-    def against(other: str) -> str:
-        ratios = [ours / theirs for ours, theirs in zip(speeds["resjax"], speeds[other], strict=True)]
+    def against(other: str, ours: str = "resjax") -> str:
+        ratios = [own / theirs for own, theirs in zip(speeds[ours], speeds[other], strict=True)]
         return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
 
-    ours = statistics.median(speeds["resjax"])
-    return f"| {name} | {ours:,.0f} | {against('flax')} | {against(best)} | {best.removeprefix('torch ')} |"
+    cells = [name, f"{statistics.median(speeds['resjax']):,.0f}", against("flax"), against(best)]
+    cells += [best.removeprefix("torch "), against("resjax", "resjax bfloat16")]
+    return f"| {' | '.join(cells)} |"
 
 
 def machine() -> str:
@@ -109,13 +110,13 @@ HEAD = """# Speed of training
 
 Images trained per second over all seeds, and its ratio to (a) a plain Flax loop (one jitted step a batch, host
 transfer, metrics fetched every step) and (b) PyTorch's fastest variant (eager or torch.compile, channels first or
-last), both one seed after another. Median (range) of {rounds} interleaved rounds; compilation apart; batch 128,
-float32. `make bench` writes this page.
+last), both one seed after another; and of bfloat16 to float32. Median (range) of {rounds} interleaved rounds;
+compilation apart; batch 128, float32. `make bench` writes this page.
 
 {machine}; {date}
 
-| case | resjax, images/s | to plain Flax | to PyTorch | its best variant |
-|---|---|---|---|---|
+| case | resjax, images/s | to plain Flax | to PyTorch | its best variant | bfloat16 to float32 |
+|---|---|---|---|---|---|
 """
 
 
