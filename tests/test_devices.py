@@ -105,6 +105,7 @@ def test_several_devices_give_the_losses_of_one(tmp_path, one_device):
     assert codes == [0], said
     for workdir, *_ in runs:
         check_close(workdir, one_device)
+        assert bool([*workdir.glob("*/profile/steps.csv")]) == (workdir != tmp_path / "all")
 
 
 @pytest.mark.slow
@@ -113,6 +114,7 @@ def test_a_batch_over_two_processes_gives_the_losses_of_one(tmp_path, one_device
     assert codes == [0, 0], said
     check_close(tmp_path, {key: loss for key, loss in one_device.items() if key[1] == 0})
     assert len(rows_of(tmp_path)) == 6  # one process writes
+    assert len([*tmp_path.glob("*/profile/steps.csv")]) == 1
 
 
 @pytest.mark.slow
