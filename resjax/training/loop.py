@@ -184,7 +184,7 @@ class _Run:
         what = f"{_counted(training, 'replica')} on {_counted(self.replicas.device_count, 'device')}"
         self.progress.expect(f"{what}: {said}", training * self.config.batch_size)
         if profiled:
-            own = jax.tree.map(lambda leaf: leaf[0], self.states.params)
+            own = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), self.states.params)
             start = min(self.step + WARM, self.config.epochs * self.task.steps_per_epoch - 1)
             at_once = self.config.seeds // self.replicas.device_count if self.config.replicas == "vmap" else 1
             self.profile = Profile(self.run.path / records.PROFILE, start, compiled, own, at_once, len(devices))

@@ -35,7 +35,11 @@ class Profile:
     def __init__(
         self, folder: Path, start: int, program: jax.stages.Compiled, params: Any, replicas: int, devices: int
     ):
-        """`params` are of one replica, `replicas` those that a device computes at once, `devices` this host's."""
+        """Takes the names from the compiled program.
+
+        `params` are the shapes of one replica's parameters, `replicas` those that a device computes at once, and
+        `devices` are this host's.
+        """
         self.start = start
         self._folder, self._text, self._devices = folder, program.as_text(), devices
         self._net, self._replicas = attribution.modules(params), replicas
