@@ -10,8 +10,8 @@ from ml_collections import ConfigDict, config_flags
 from resjax.config import ConfigError, base, check, flat, usable_path
 
 
-def parse(argv: list[str]) -> tuple[ConfigDict, str, str]:
-    """The checked config, the workdir and --distributed.
+def parse(argv: list[str]) -> tuple[ConfigDict, str, str, bool]:
+    """The checked config, the workdir, --distributed and --profile.
 
     A config file is the user's code: whatever it raises becomes one line.
 
@@ -40,24 +40,25 @@ def _check_words(words: list[str]) -> None:
         raise ConfigError("--config is given twice" if files else "no --config: try --config=configs/mul.py")
 
 
-def _parse(argv: list[str]) -> tuple[ConfigDict, str, str]:
+def _parse(argv: list[str]) -> tuple[ConfigDict, str, str, bool]:
     values = flags.FlagValues()  # of this call alone: flags.FLAGS has those of the libraries too
     config_flag = config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=argv)
     workdir = flags.DEFINE_string("workdir", "runs", "", flag_values=values)
     distributed = flags.DEFINE_string("distributed", "", "", flag_values=values)
+    profile = flags.DEFINE_bool("profile", False, "", flag_values=values)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)  # of a value that is read as Python, such as "1if 2else 3"
         rest = values(argv)[1:]
     if rest:
         raise ConfigError(
-            f"unexpected argument {rest[0]!r}: options are --config=FILE, --config.KEY=VALUE, --workdir=DIR "
-            "and --distributed=SPEC"
+            f"unexpected argument {rest[0]!r}: options are --config=FILE, --config.KEY=VALUE, --workdir=DIR, "
+            "--distributed=SPEC and --profile"
         )
     config = config_flag.value
     if not hasattr(config, "items"):  # raises what kept the file from being read, if anything did
         raise ConfigError(f"--config: get_config() returned {config!r}, which is no ConfigDict")
     check(config)
-    return config, str(usable_path("--workdir", workdir.value)), distributed.value
+    return config, str(usable_path("--workdir", workdir.value)), distributed.value, profile.value
 
 
 def _said(error: Exception) -> str:

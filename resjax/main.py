@@ -5,6 +5,7 @@
   --workdir=DIR              root of the run directories (runs)
   --distributed=auto         this is one of several processes that train one run, under SLURM or on a TPU pod;
                              elsewhere --distributed=HOST:PORT,PROCESSES,INDEX
+  --profile                  trace some steps, and say where their time goes
 
 FILE is executed. Every key and its meaning: resjax/config.py. The same command continues a run, and leaves a
 finished one alone. Exit code 1: a replica diverged, or the disk is full; 2: bad input, said in one line; 128 + n:
@@ -32,11 +33,11 @@ def main(argv: list[str]) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # orbax's failed writes, which are said in one line below
     try:
-        config, workdir, distributed = command_line.parse(argv)
+        config, workdir, distributed, profile = command_line.parse(argv)
         from resjax.runtime import startup  # after the flags: a bad one need not wait for JAX
 
         startup.start(config, distributed)
-        return _run(config, workdir)
+        return _run(config, workdir, profile)
     except ConfigError as e:
         print("error:", e, file=sys.stderr)
         return 2
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> int:
         return exit_code(e)
 
 
-def _run(config: ConfigDict, workdir: str) -> int:
+def _run(config: ConfigDict, workdir: str, profile: bool) -> int:
     from resjax.analysis import plots, probe_figures, report
     from resjax.models.merges import MERGES
     from resjax.runtime import hosts
@@ -57,7 +58,7 @@ def _run(config: ConfigDict, workdir: str) -> int:
 
     path = rundir.path_of(config, workdir)
     before = hosts.run_on_first(lambda: rundir.read_status(path))
-    loop.train(config, workdir)
+    loop.train(config, workdir, profile=profile)
     diverged = hosts.run_on_first(lambda: rundir.read_status(path))["diverged"]
     if hosts.is_first():
         if not (path / records.CURVES).exists():
@@ -67,7 +68,10 @@ def _run(config: ConfigDict, workdir: str) -> int:
         if before.get("status") in rundir.FINISHED:
             own = not MERGES[config.model.merge].combine.__module__.startswith("resjax.")
             hint = "; a merge whose formula has changed needs a new name" if own else ""
+            hint += "; no step is left to profile" if profile else ""
             print(f"this run was finished before: nothing was done{hint}")
+        elif profile:
+            report.print_profile(path)
         for seed, reason in diverged.items():
             print(f"seed {seed} diverged: {reason}", file=sys.stderr)
         print(path / records.CURVES, *drawn, path, sep="\n")

@@ -11,6 +11,8 @@ from resjax.config import ConfigError
 CONFIG, ENV, STATUS, SUMMARY = "config.json", "env.json", "status.json", "summary.json"
 METRICS = "metrics.jsonl"
 CURVES = "curves.png"
+PROFILE = "profile"  # a folder: a trace, and
+STEPS = "steps.csv"
 PROBES = "probe_*.jsonl"  # of all probes
 TEMPORARY = ".*.[0-9]*.*"  # what a process that was killed while it wrote has left
 

@@ -93,21 +93,29 @@ def test_several_devices_give_the_losses_of_one(tmp_path, one_device):
     # BatchNorm over the global batch in all of them: statistics of each device's share would be off by percents.
     runs = [
         [tmp_path / "all", "--config.batch_devices=8"],
-        [tmp_path / "two", "--config.batch_devices=2", "--config.replicas=vmap", "--config.seeds=4"],  # and four rows
-        [tmp_path / "pmap", "--config.parallel=pmap"],
+        [
+            tmp_path / "two",
+            "--config.batch_devices=2",
+            "--config.replicas=vmap",
+            "--config.seeds=4",
+            "--profile",
+        ],  # and four rows
+        [tmp_path / "pmap", "--config.parallel=pmap", "--profile"],
     ]
     codes, said = finish(start(8, *runs))
     assert codes == [0], said
     for workdir, *_ in runs:
         check_close(workdir, one_device)
+        assert bool([*workdir.glob("*/profile/steps.csv")]) == (workdir != tmp_path / "all")
 
 
 @pytest.mark.slow
 def test_a_batch_over_two_processes_gives_the_losses_of_one(tmp_path, one_device):
-    codes, said = finish(*together(tmp_path, "--config.seeds=1"))
+    codes, said = finish(*together(tmp_path, "--config.seeds=1", "--profile"))
     assert codes == [0, 0], said
     check_close(tmp_path, {key: loss for key, loss in one_device.items() if key[1] == 0})
     assert len(rows_of(tmp_path)) == 6  # one process writes
+    assert len([*tmp_path.glob("*/profile/steps.csv")]) == 1
 
 
 @pytest.mark.slow

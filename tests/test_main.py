@@ -46,8 +46,8 @@ def test_a_run_then_nothing(tmp_path, here):
     assert path.parent == tmp_path and (path / "curves.png").stat().st_size > 10_000
     assert "overall accuracy" in first.stdout and "2 of 2 replicas" in " ".join(first.stdout.split())
     before = {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file()}
-    code, out, _ = here(tmp_path, MUL, *TINY)
-    assert code == 0 and "nothing was done\n" in out
+    code, out, _ = here(tmp_path, MUL, *TINY, "--profile")
+    assert code == 0 and "nothing was done; no step is left to profile\n" in out
     assert {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file()} == before
 
 
@@ -138,10 +138,10 @@ def test_what_is_wrong_with_a_config_file(tmp_path, monkeypatch, code, line):
 
 @in_process
 def test_each_command_line_is_parsed_on_its_own():
-    config, workdir, _ = command_line.parse(["main.py", MUL, "--config.seeds=3", "--workdir=elsewhere"])
-    assert (config.seeds, workdir) == (3, "elsewhere")
-    config, workdir, _ = command_line.parse(["main.py", MUL])
-    assert (config.seeds, workdir) == (8, "runs")
+    config, workdir, _, profile = command_line.parse(["main.py", MUL, "--config.seeds=3", "--workdir=w", "--profile"])
+    assert (config.seeds, workdir, profile) == (3, "w", True)
+    config, workdir, _, profile = command_line.parse(["main.py", MUL])
+    assert (config.seeds, workdir, profile) == (8, "runs", False)
 
 
 @in_process

@@ -21,7 +21,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "notebooks" / "resjax_colab.ipynb"
 MAY_IMPORT = {"resjax", "jax", "numpy", "pandas", "matplotlib", "IPython"} | sys.stdlib_module_names
-PROGRESS = re.compile(r"^.* steps, \d+ s left; .*\n", re.MULTILINE)  # a matter of the clock
+PROGRESS = re.compile(r"^.* (steps, \d+ s left; .*|images/s, about .* left)\n", re.MULTILINE)  # a matter of the clock
 ABSOLUTE = re.compile(r"(?<![\w:/.)])/(?:\w+/)|[A-Z]:\\|" + re.escape(str(Path.home())))
 DEVICES = {"/dev/accel0", "/dev/vfio/0"}  # of a TPU
 

@@ -18,6 +18,8 @@ class TrainingProgress:
         self._name, self._total, self._done = name, total, done
         self._began: tuple[float, int] | None = None  # time and steps done after the first call
         self._said = time.monotonic()
+        self._expected: tuple[str, int] | None = None
+        self._calls = 0
         self._text = ""
         self._live = None
         if self._console.is_terminal and not quiet:
@@ -34,9 +36,18 @@ class TrainingProgress:
         if self._live:
             self._live.stop()
 
-    def advance(self, steps: int) -> None:
-        """`steps` more are done."""
+    def expect(self, what: str, images_per_step: int) -> None:
+        """Announces a run, such as "8 replicas"; a line says it, with speed and time left, when these are known."""
+        self._expected = what, images_per_step
+
+    def advance(self, steps: int, seconds: float) -> None:
+        """`steps` more are done, which took so many seconds."""
         self._done += steps
+        self._calls += steps > 0
+        if self._calls == 2 and self._expected:  # the first call is slower than those that follow
+            what, images = self._expected
+            self.say(f"{what}, {_estimate(seconds / steps, images, self._total - self._done)}")
+            self._expected = None
         now = time.monotonic()
         if self._live:
             self._live.update(self._task, completed=self._done, text=self._text or "compiled")
@@ -45,6 +56,13 @@ class TrainingProgress:
             left = (now - self._began[0]) / (self._done - self._began[1]) * (self._total - self._done)
             print(f"{self._name}: {self._done}/{self._total} steps, {left:.0f} s left; {self._text}", flush=True)
         self._began = self._began or (now, self._done)
+
+    def say(self, text: str) -> None:
+        """Prints a line, above the bar if there is one."""
+        if self._live:
+            self._live.console.print(f"{self._name}, {text}", highlight=False, soft_wrap=True)
+        elif not self._quiet:
+            print(f"{self._name}, {text}", flush=True)
 
     def show(self, epoch: int, rows: list[dict]) -> None:
         """The latest epoch's training loss and test accuracy, mean over the replicas."""
@@ -55,3 +73,9 @@ class TrainingProgress:
                 self._text += f", {split} {name} {sum(values) / len(values):.4f}"
         if self._live:
             self._live.update(self._task, text=self._text)
+
+
+def _estimate(seconds_per_step: float, images_per_step: int, steps: int) -> str:
+    left = seconds_per_step * steps
+    size, unit = next((s, u) for s, u in ((3600, "h"), (60, "min"), (1, "s")) if left >= 2 * s or s == 1)
+    return f"{images_per_step / seconds_per_step:,.0f} images/s, about {left / size:.0f} {unit} left"

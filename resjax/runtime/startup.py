@@ -5,6 +5,8 @@ import os
 import stat
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import jax
 from ml_collections import ConfigDict
@@ -59,3 +61,14 @@ def keep_compiled_programs(directory: str) -> None:
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@contextmanager
+def own_names() -> Iterator[None]:
+    """Programs compiled in the body tell the names of today's source; kept ones may have those of an older one."""
+    before = jax.config.jax_compilation_cache_include_metadata_in_key
+    jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_include_metadata_in_key", before)

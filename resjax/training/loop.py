@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -21,12 +21,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resjax import config as config_lib
+from resjax import records
 from resjax.config import ConfigError
 from resjax.data import batches
 from resjax.data.dataset import Dataset, Split, load
 from resjax.models import build
 from resjax.models.transformer import check_images
-from resjax.runtime import hosts, startup
+from resjax.runtime import hosts, memory, startup
 from resjax.runtime.interrupt import Interrupted, StopSignals
 from resjax.runtime.pace import Pace
 from resjax.runtime.progress import TrainingProgress
@@ -34,13 +35,17 @@ from resjax.training import history, optim, rundir, step
 from resjax.training.checkpoint import Checkpoints
 from resjax.training.mesh import BATCH_AXIS, Replicas
 from resjax.training.probing import Probing
+from resjax.training.profiling import WARM, Profile, affordable
 from resjax.training.scores import over_replicas, scores
 
 EVALUATED_AT_ONCE = 512  # examples
 
 
-def train(config: ConfigDict, workdir: str | os.PathLike) -> Path:
+def train(config: ConfigDict, workdir: str | os.PathLike, *, profile: bool = False) -> Path:
     """Trains all replicas of `config`, or continues, or does nothing if they are trained already.
+
+    With `profile`, the run directory also gets a trace of some steps and a table of where their time goes; numbers
+    stay as they are.
 
     Returns:
       The run directory; its status.json says "done", or "diverged" if any replica did.
@@ -64,7 +69,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Path:
     ):
         hosts.run_on_first(lambda: _enter(opened, run))
         startup.keep_compiled_programs(config.compilation_cache)  # first now: a refused run writes nothing
-        _Run(task, dataset, replicas, run, checkpoints, signals).train()
+        _Run(task, dataset, replicas, run, checkpoints, signals).train(profile)
     return path
 
 
@@ -113,6 +118,8 @@ class _Run:
       epoch: how many epochs they hold.
       step: steps done, those of the epoch under way included.
       states, sums: of all replicas after these steps.
+      seconds_per_step: of the latest call.
+      profile: where the time of a step goes, if that was asked for.
     """
 
     def __init__(
@@ -137,9 +144,11 @@ class _Run:
         self.training_pace, self.evaluation_pace = Pace(), Pace()
         self.rows: list[dict] = []
         self.epoch = self.step = 0
+        self.seconds_per_step = 0.0
+        self.profile: Profile | None = None
         self.saved_at = time.monotonic()
 
-    def train(self) -> None:
+    def train(self, profile: bool) -> None:
         """Trains from the newest checkpoint, or from the start, to the end."""
         config, total = self.config, self.config.epochs * self.task.steps_per_epoch
         self._begin()
@@ -149,6 +158,8 @@ class _Run:
             try:
                 if not self.step:
                     self._probe(0, self.seeds)
+                if self.epoch < config.epochs and (seeds := self._training()):
+                    self._compile(len(seeds), profile)
                 while self.epoch < config.epochs and self._training():
                     self._train_epoch()
                 self._save()
@@ -161,6 +172,22 @@ class _Run:
         self.checkpoints.wait()
         diverged = history.diverged(self.rows)
         self._write_status("diverged" if diverged else "done", diverged)
+
+    def _compile(self, training: int, profiled: bool) -> None:
+        """Compiles the training steps before the first of them, and says what memory they take."""
+        with startup.own_names() if profiled else nullcontext():
+            compiled = self.train_steps.lower(*self._arguments(self.step, self.step)).compile()
+        devices = jax.local_devices()[: self.replicas.device_count // jax.process_count()]
+        said, warning = memory.estimate(compiled, devices)
+        if warning and hosts.is_first():
+            print(f"warning: {warning}", file=sys.stderr)
+        what = f"{_counted(training, 'replica')} on {_counted(self.replicas.device_count, 'device')}"
+        self.progress.expect(f"{what}: {said}", training * self.config.batch_size)
+        if profiled:
+            own = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), self.states.params)
+            start = min(self.step + WARM, self.config.epochs * self.task.steps_per_epoch - 1)
+            at_once = self.config.seeds // self.replicas.device_count if self.config.replicas == "vmap" else 1
+            self.profile = Profile(self.run.path / records.PROFILE, start, compiled, own, at_once, len(devices))
 
     def _write_status(self, status: str, diverged: dict[int, int] | None = None) -> None:
         hosts.run_on_first(lambda: self.run.write_status(status, self.epoch, diverged))
@@ -268,19 +295,35 @@ class _Run:
     def _steps_until(self, stop: int) -> float:
         """Trains up to step `stop`; returns the seconds that it took, compilation left out."""
         seconds = 0.0
+        if self.profile and self.step <= self.profile.start < stop:
+            seconds = self._calls_until(self.profile.start)
+            last = min(self.step + affordable(self.seconds_per_step), stop)
+            with self.profile.traced(last - self.step):
+                took = self._call(self.step, last)
+            self.progress.say(f"profiled: {_counted(last - self.profile.start, 'step')} in {took:.2f} s")
+            seconds += took
+            self._poll()
+        return seconds + self._calls_until(stop)
+
+    def _calls_until(self, stop: int) -> float:
+        seconds = 0.0
         for first, last in self.training_pace.calls(self.step, stop):
-            began = time.monotonic()
-            self._call(first, last)
-            seconds += time.monotonic() - began if last > first else 0.0
-            self.progress.advance(last - first)
+            seconds += self._call(first, last)
             self._poll()
         return seconds
 
-    def _call(self, first: int, last: int) -> None:
+    def _call(self, first: int, last: int) -> float:
+        """Trains these steps; returns the seconds that it took, 0 for no step."""
+        began, arguments = time.monotonic(), self._arguments(first, last)
+        self.states, self.sums = jax.block_until_ready(self.train_steps(*arguments))
+        self.step, seconds = last, time.monotonic() - began if last > first else 0.0
+        self.seconds_per_step = seconds / (last - first) if last > first else self.seconds_per_step
+        self.progress.advance(last - first, seconds)
+        return seconds
+
+    def _arguments(self, first: int, last: int) -> tuple:
         bounds = self.replicas.copy((np.int32(first), np.int32(last)))
-        own = self.train_steps((self.examples["train"], *bounds), (self.states, self.sums))
-        self.states, self.sums = jax.block_until_ready(own)
-        self.step = last
+        return (self.examples["train"], *bounds), (self.states, self.sums)
 
     def _scores(self, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Loss [S], accuracy [S] and predictions [S, N] of a split."""
@@ -323,6 +366,10 @@ class _Run:
 
 
 _SCORES = ((0, "loss"), (1, "accuracy"))
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" + "s" * (count != 1)
 
 
 def _examples(split: Split) -> step.Examples:

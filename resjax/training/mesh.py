@@ -106,7 +106,10 @@ class Replicas:
         return jax.jit(mapped, donate_argnums=(1,) if donate else ())
 
     def compile_training(self, function: Callable) -> Callable:
-        """As `compile`, for `function(fixed, own, split=BatchSplit)`, whose batches may lie on several devices."""
+        """As `compile`, for `function(fixed, own, split=BatchSplit)`, whose batches may lie on several devices.
+
+        Its `lower(fixed, own).compile()` is the program that a call runs, compiled once for both.
+        """
         if not self._pmap:
             place = partial(lax.with_sharding_constraint, shardings=NamedSharding(self._mesh, P(BATCH_AXIS)))
             split = BatchSplit(place=place) if self.batch_parts > 1 else BatchSplit()
@@ -121,7 +124,21 @@ class Replicas:
             local, axis_name=BATCH_AXIS, in_axes=(None, None, 0), out_axes=None, devices=list(self._mesh.devices.flat)
         )
         # pmap must map over something, and gives results its own sharding.
-        return lambda fixed, own: self.spread(mapped(fixed, own, jnp.arange(self.batch_parts)))
+        return _Split(mapped, jnp.arange(self.batch_parts), self.spread)
+
+
+class _Split(NamedTuple):
+    """What pmap made of a function of (fixed, own), called and lowered as if jit had made it."""
+
+    mapped: Callable
+    index: jax.Array
+    place: Callable
+
+    def __call__(self, fixed: Any, own: Any) -> Any:
+        return self.place(self.mapped(fixed, own, self.index))
+
+    def lower(self, fixed: Any, own: Any) -> jax.stages.Lowered:
+        return self.mapped.lower(fixed, own, self.index)
 
 
 def _batch_parts(config: ConfigDict, devices: list) -> int:

@@ -14,6 +14,8 @@ from ml_collections import ConfigDict
 from resjax.data import batches
 from resjax.training.mesh import BatchSplit
 
+DATA, LOSS, OPTIMISER = "data", "loss", "optimiser"  # parts of a step, as a profile names them
+
 
 class Examples(NamedTuple):
     """A split on the device: images uint8 [N, H, W, C], labels int32 [N]."""
@@ -129,29 +131,31 @@ def train_step(
         logits_BxK, new_stats = task.net.apply(
             {"params": params, **stats}, x_BxHxWxC, train=True, mutable=["batch_stats"], rngs={"dropout": dropout}
         )
-        smooth_BxK = optax.smooth_labels(targets_BxK, task.config.loss.label_smoothing)
-        return jnp.mean(LOSSES[task.config.loss.name](logits_BxK, smooth_BxK)), (logits_BxK, new_stats)
+        with jax.named_scope(LOSS):
+            smooth_BxK = optax.smooth_labels(targets_BxK, task.config.loss.label_smoothing)
+            return jnp.mean(LOSSES[task.config.loss.name](logits_BxK, smooth_BxK)), (logits_BxK, new_stats)
 
     (loss, (logits_BxK, new_stats)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
     hits = jnp.argmax(logits_BxK, -1) == jnp.argmax(targets_BxK, -1)
     accuracy = jnp.mean(hits, dtype=jnp.float32)
     if axis_name:
         loss, accuracy, grads = lax.pmean((loss, accuracy, grads), axis_name)
-    grad_norm = optax.tree.norm(grads)
-    updates, opt_state = task.optimizer.update(grads, state.opt_state, state.params)
-    new = state.replace(
-        step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
-        stats=stats | new_stats,
-        opt_state=opt_state,
-        active=jnp.isfinite(loss) & jnp.isfinite(grad_norm),
-    )
-    # Element by element: the square of a product's running variance may overflow where the variance does not.
-    finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((new.params, new.stats))]
-    new = new.replace(active=new.active & jnp.stack(finite).all())
-    diverged = state.replace(active=jnp.zeros((), bool))
-    new = jax.tree.map(lambda a, b: jnp.where(new.active, a, b), new, diverged)
-    new = jax.tree.map(lambda a, b: jnp.where(state.active, a, b), new, state)
+    with jax.named_scope(OPTIMISER):
+        grad_norm = optax.tree.norm(grads)
+        updates, opt_state = task.optimizer.update(grads, state.opt_state, state.params)
+        new = state.replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            stats=stats | new_stats,
+            opt_state=opt_state,
+            active=jnp.isfinite(loss) & jnp.isfinite(grad_norm),
+        )
+        # Element by element: the square of a product's running variance may overflow where the variance does not.
+        finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((new.params, new.stats))]
+        new = new.replace(active=new.active & jnp.stack(finite).all())
+        diverged = state.replace(active=jnp.zeros((), bool))
+        new = jax.tree.map(lambda a, b: jnp.where(new.active, a, b), new, diverged)
+        new = jax.tree.map(lambda a, b: jnp.where(state.active, a, b), new, state)
     loss = jnp.where(new.active | ~state.active, loss, jnp.nan)  # the epoch's mean then shows the divergence
     return new, Sums(loss, accuracy, grad_norm, task.schedule(state.step).astype(jnp.float32))
 
@@ -171,16 +175,18 @@ def train_steps(
     """
     examples, start, stop = fixed
     config, data_key = task.config, keys(own[0].seed)[1]
-    order_N = batches.epoch_order(data_key, start // task.steps_per_epoch, task.train_size)
+    with jax.named_scope(DATA):
+        order_N = batches.epoch_order(data_key, start // task.steps_per_epoch, task.train_size)
 
     def body(step, own):
         state, sums = own
-        plan = batches.plan(data_key, step, order_N, config.batch_size, config.dataset)
-        if split.axis_name:
-            plan = batches.shard(plan, lax.axis_index(split.axis_name), split.parts)
-        x, targets = batches.materialize(
-            plan, *examples, task.num_classes, task.mean_C, task.std_C, config.dataset, config.dtype
-        )
+        with jax.named_scope(DATA):
+            plan = batches.plan(data_key, step, order_N, config.batch_size, config.dataset)
+            if split.axis_name:
+                plan = batches.shard(plan, lax.axis_index(split.axis_name), split.parts)
+            x, targets = batches.materialize(
+                plan, *examples, task.num_classes, task.mean_C, task.std_C, config.dataset, config.dtype
+            )
         state, new = train_step(task, state, *split.place((x, targets)), axis_name=split.axis_name)
         return state, Sums(*(a + b for a, b in zip(sums[:3], new[:3], strict=True)), new.learning_rate)
 
