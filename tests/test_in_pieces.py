@@ -2,6 +2,7 @@
 
 import json
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from resjax.config import ConfigError
 from resjax.ntk import in_pieces
 from resjax.ntk.empirical import Shape, empirical_ntk
+from resjax.ntk.factors import linear_layers
 from resjax.ntk.in_pieces import Plan, kernel_in_pieces
 
 N, C, P = 23, 6, 5 * 8 + 8 * 40 * 6
@@ -63,6 +65,20 @@ def test_blocks_of_any_size(tmp_path, problem, block):
     assert record(path)["plan"]["rows"] >= N
     close(np.load(path), expected)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["k.json", "k.npy"]
+
+
+def test_linear_layers_enter_by_their_structure(tmp_path, problem):
+    _, x, _ = problem
+    net = nn.Sequential([nn.Dense(32), jnp.tanh, nn.Dense(C)])
+    params = net.init(jax.random.key(3), x)
+
+    def f(params, x):
+        return net.apply(params, x)
+
+    assert len(linear_layers(f, params, x[:1])) == 2
+    kernel = kernel_in_pieces(f, params, x, tmp_path / "k.npy", block=4, max_memory=12 * 2**10)
+    assert record(tmp_path / "k.npy")["plan"]["rows"] < N
+    close(kernel, empirical_ntk(f, params, x, mode="trace"))
 
 
 @pytest.mark.parametrize("kib", [80, 100, 150, 250, 800])
