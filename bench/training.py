@@ -91,9 +91,12 @@ def row(name: str, speeds: dict[str, list[float]]) -> str:
 
 
 def machine() -> str:
-    """Processor, cores and versions."""
+    """Processor, cores and versions; without PyTorch's where it is not installed."""
+    from importlib import metadata, util
+
     import jax
-    import torch
+
+    torch = f", torch {metadata.version('torch')}" if util.find_spec("torch") else ""
 
     info = Path("/proc/cpuinfo")
     models = (
@@ -103,7 +106,7 @@ def machine() -> str:
     )
     processor = models[0] if models else platform.processor()
     accelerator = "" if jax.default_backend() == "cpu" else f"{jax.devices()[0].device_kind}, "
-    return f"{accelerator}{processor}, {os.cpu_count()} cores; jax {jax.__version__}, torch {torch.__version__}"
+    return f"{accelerator}{processor}, {os.cpu_count()} cores; jax {jax.__version__}{torch}"
 
 
 HEAD = """# Speed of training

@@ -74,7 +74,7 @@ def empirical_ntk(
         if not isinstance(value, int) or value < 1:
             raise ConfigError(f"{name}={value!r}: must be a positive whole number")
     f = apply_fn if isinstance(apply_fn, Partial) else Partial(apply_fn)
-    shape = _Shape.of(f, params, x1, x2, mode)
+    shape = Shape.of(f, params, x1, x2, mode)
     if implementation == "blocked":
         devices = list(devices or jax.local_devices())
         plan = _Plan.of(shape, block_size, max_memory, len(devices))
@@ -93,7 +93,7 @@ def empirical_ntk(
     return matrix.reshape(shape.n1, shape.C, shape.n2, shape.C).transpose(0, 2, 1, 3)
 
 
-class _Shape(NamedTuple):
+class Shape(NamedTuple):
     """Sizes: samples n1 and n2, logits C, rows per sample (C, or 1 for the shortcuts), bytes of a sample's factors."""
 
     n1: int
@@ -105,7 +105,7 @@ class _Shape(NamedTuple):
     symmetric: bool
 
     @classmethod
-    def of(cls, f: Partial, params: Any, x1: jax.Array, x2: jax.Array | None, mode: str) -> "_Shape":
+    def of(cls, f: Partial, params: Any, x1: jax.Array, x2: jax.Array | None, mode: str) -> "Shape":
         """Checks the arguments against each other. Raises ConfigError."""
         if x2 is not None and x1.shape[1:] != x2.shape[1:]:
             raise ConfigError(f"empirical_ntk: samples of x1 {x1.shape} and x2 {x2.shape} differ in shape")
@@ -134,7 +134,7 @@ class _Plan(NamedTuple):
     group: int
 
     @classmethod
-    def of(cls, shape: _Shape, block_size: int | None, max_memory: int, devices: int) -> "_Plan":
+    def of(cls, shape: Shape, block_size: int | None, max_memory: int, devices: int) -> "_Plan":
         """The largest group that memory allows, at most half the samples of a device. Raises ConfigError."""
         free = (max_memory - shape.kernel_bytes) // devices
         fit = free // shape.sample_bytes  # samples whose factors fit on a device
@@ -145,18 +145,19 @@ class _Plan(NamedTuple):
         if group < 1:
             need = shape.kernel_bytes + devices * (1 + COPIES) * (block_size or 1) * shape.sample_bytes
             raise ConfigError(
-                f"empirical_ntk: max_memory={_mib(max_memory)} is too little for a kernel of {shape.n1} x {shape.n2} "
-                f"samples with {shape.rows} rows each ({_mib(shape.kernel_bytes)}) and factors of "
-                f"{_mib(shape.sample_bytes)} a sample: it needs {_mib(need)}; take fewer samples or classes"
+                f"empirical_ntk: max_memory={mib(max_memory)} is too little for a kernel of {shape.n1} x {shape.n2} "
+                f"samples with {shape.rows} rows each ({mib(shape.kernel_bytes)}) and factors of "
+                f"{mib(shape.sample_bytes)} a sample: it needs {mib(need)}; take fewer samples or classes"
             )
         return cls(block, group)
 
 
-def _mib(size: int) -> str:
+def mib(size: int) -> str:
+    """Bytes as users read them."""
     return f"{size / 2**20:,.1f} MiB"
 
 
-def _blocked(f: Partial, params, x1, x2, mode: str, shape: _Shape, plan: _Plan, devices, bar: Progress) -> np.ndarray:
+def _blocked(f: Partial, params, x1, x2, mode: str, shape: Shape, plan: _Plan, devices, bar: Progress) -> np.ndarray:
     """The kernel [n1 * rows, n2 * rows], group by group of rows; each device takes every so many groups."""
     kernel = np.empty((shape.n1 * shape.rows, shape.n2 * shape.rows))
     b = plan.block
@@ -192,7 +193,7 @@ def _blocked(f: Partial, params, x1, x2, mode: str, shape: _Shape, plan: _Plan, 
     with ThreadPoolExecutor(len(devices)) as pool:
         # A thread a device: what one group needs is computed and freed before its device takes the next.
         list(pool.map(lambda k: [fill(s, devices[k]) for s in starts[k :: len(devices)]], range(len(devices))))
-    return _mirrored(kernel) if shape.symmetric else kernel
+    return mirrored(kernel) if shape.symmetric else kernel
 
 
 def _padded(x, block: int) -> tuple[np.ndarray, int]:
@@ -202,7 +203,7 @@ def _padded(x, block: int) -> tuple[np.ndarray, int]:
     return np.concatenate([x, np.repeat(x[-1:], count * block - len(x), axis=0)]), count
 
 
-def _mirrored(kernel: np.ndarray) -> np.ndarray:
+def mirrored(kernel: np.ndarray) -> np.ndarray:
     """The lower half from the upper one, in place and in strips: no second kernel in memory."""
     for start in range(0, len(kernel), 512):
         stop = min(start + 512, len(kernel))

@@ -1,4 +1,4 @@
-"""What the user sees while a run trains: a live bar with ETA on a terminal, else a line every ten seconds."""
+"""What the user sees of long work: a live bar with ETA on a terminal, else a line every ten seconds."""
 
 import time
 
@@ -54,7 +54,8 @@ class TrainingProgress:
         elif self._began and now - self._said >= 10 and not self._quiet:
             self._said = now
             left = (now - self._began[0]) / (self._done - self._began[1]) * (self._total - self._done)
-            print(f"{self._name}: {self._done}/{self._total} steps, {left:.0f} s left; {self._text}", flush=True)
+            text = f"; {self._text}" if self._text else ""
+            print(f"{self._name}: {self._done}/{self._total} steps, {left:.0f} s left{text}", flush=True)
         self._began = self._began or (now, self._done)
 
     def say(self, text: str) -> None:
