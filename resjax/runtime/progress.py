@@ -40,8 +40,8 @@ class TrainingProgress:
         """Announces a run, such as "8 replicas"; a line says it, with speed and time left, when these are known."""
         self._expected = what, images_per_step
 
-    def advance(self, steps: int, seconds: float) -> None:
-        """`steps` more are done, which took so many seconds."""
+    def advance(self, steps: int, seconds: float = 0.0) -> None:
+        """`steps` more are done; they took so many seconds, which an announced run has to tell."""
         self._done += steps
         self._calls += steps > 0
         if self._calls == 2 and self._expected:  # the first call is slower than those that follow
