@@ -98,15 +98,18 @@ def test_the_parameter_table_is_complete():
     assert set(BEYOND_ADD) == set(MERGES)
 
 
+@pytest.mark.parametrize(
+    "number", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3]
+)
 @pytest.mark.parametrize("merge", MERGES)
-def test_parameter_count(merge):
-    counted = (
-        count(merge=merge),
-        count((32, 32, 3), merge=merge, depth=20),
-        count((32, 32, 3), merge=merge, name="resnet18", depth=18, width=64),
-        count(merge=merge, name="mlp", depth=6, width=32),
-    )
-    assert counted == tuple(np.add(ADD, BEYOND_ADD[merge]))
+def test_parameter_count(merge, number):
+    net = (
+        {"image": (8, 8, 1)},
+        {"image": (32, 32, 3), "depth": 20},
+        {"image": (32, 32, 3), "name": "resnet18", "depth": 18, "width": 64},
+        {"image": (8, 8, 1), "name": "mlp", "depth": 6, "width": 32},
+    )[number]
+    assert count(merge=merge, **net) == ADD[number] + BEYOND_ADD[merge][number]
 
 
 def zero_branch(params):

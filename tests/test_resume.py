@@ -85,7 +85,13 @@ def test_four_deaths_change_no_bit(tmp_path):
     check_same(killed, unbroken)
 
 
-@pytest.mark.parametrize("signum", interrupt.SIGNALS)
+@pytest.mark.parametrize(
+    "signum",
+    [
+        pytest.param(s, marks=[] if s in (signal.SIGINT, signal.SIGTERM) else pytest.mark.slow)
+        for s in interrupt.SIGNALS
+    ],
+)
 def test_a_signal_saves_and_ends(tmp_path, monkeypatch, unbroken, signum):
     with monkeypatch.context() as patch, pytest.raises(interrupt.Interrupted) as told:
         tell_at(patch, 2, signum)

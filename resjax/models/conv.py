@@ -106,10 +106,8 @@ def _xla_dw(x: Array, dy: Array, stride: int) -> Array:
 
 
 # The CPU's forms. Their choices are of bench/conv.md.
-FEW = (
-    16  # output channels that leave vectors empty: then several columns are computed at once, as so many channels more
-)
-PIECE = 512  # pixels at least of the pieces of a gradient by the weights, which have 8 examples at least
+FEW = 16  # output channels that leave vectors empty: several columns at once fill them, as so many channels more
+PIECE = 2**18  # bytes of maps in a piece of a gradient by the weights, which has 8 examples at least
 
 
 def _columns(W: int, C: int, F: int) -> int:
@@ -138,20 +136,18 @@ def _cpu_dx(dy: Array, w: Array, stride: int, size: tuple[int, int]) -> Array:
 
 
 def _cpu_dw(x: Array, dy: Array, stride: int) -> Array:
-    """The sum over pieces of the batch: a loop, so that what is copied of a piece stays in the cache."""
-    B, H, W, _ = x.shape
-    size = max(8, PIECE // (H * W))
+    """The sum over pieces of the batch: loops, so that what is copied of a piece stays in the cache."""
+    B, wide = len(x), jnp.promote_types(dy.dtype, jnp.float32)
+    example = (x.size + dy.size) // B * x.dtype.itemsize
+    size = max(8, 2 ** (PIECE // example).bit_length() // 2)  # a power of 2
     whole = B // size * size
-
-    def of_pieces(a: Array) -> Array:
-        return a[:whole].reshape(-1, size, *a.shape[1:])
 
     def add(total: Array, pieces: tuple[Array, Array]) -> tuple[Array, None]:
         return total + _maps_as_kernels(*pieces, stride), None
 
-    dw = jnp.zeros((3, 3, x.shape[3], dy.shape[3]), jnp.promote_types(dy.dtype, jnp.float32))
+    dw = jnp.zeros((3, 3, x.shape[3], dy.shape[3]), wide)
     if whole:
-        dw, _ = lax.scan(add, dw, (of_pieces(x), of_pieces(dy)))
+        dw, _ = lax.scan(add, dw, tuple(a[:whole].reshape(-1, size, *a.shape[1:]) for a in (x, dy)))
     if whole < B:
         dw = dw + _maps_as_kernels(x[whole:], dy[whole:], stride)
     return dw.astype(dy.dtype)
