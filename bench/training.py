@@ -124,14 +124,21 @@ compilation apart; batch 128, float32. `make bench` writes this page.
 
 
 TAIL = """
-The goals were 4x the plain loop and 2x PyTorch on digits with 8 seeds, and PyTorch's speed on CIFAR shapes; on two CPU
-cores none is reached. Gained was most by two things: inside loops XLA's CPU backend computes the gradients of a
-convolution by naive loops (a digits step took 210 ms, and takes 7 with `resjax/models/conv.py`, which writes them in
-forms that stay fast); and
-with a device per core, 8 seeds use both cores also between matrix products (1.45x on digits). What is left on digits
-is about 110 of a core's 240 GFLOP/s; 4x would take 150. On CIFAR shapes PyTorch (oneDNN) is about twice as
-fast as the best forms found for XLA; its convolutions were not timed apart. A batch normalisation with a hand-written
-gradient would add 8 % but has no forward-mode derivative, which tangent kernels need.
+The goals are 4x the plain loop and 2x PyTorch on digits with 8 seeds, and .9 of PyTorch's speed on CIFAR shapes. What
+brought them near, and what keeps the rest away:
+
+- Inside loops XLA's CPU backend computes the gradients of a convolution by naive loops. `resjax/models/conv.py` writes
+  them in forms that stay fast; [conv.md](conv.md) has each shape beside oneDNN.
+- A gradient by the weights is a sum over pieces of the batch that stay in the cache: at most twice oneDNN's time, where
+  it was three to six times as long.
+- Several replicas have a device per core, which is as fast as a process per core ([replicas.md](replicas.md)). One
+  replica has one device, and few of its operations use a second core: the sums over pieces and what lies between
+  convolutions don't. Hence the ratio of .5 with one seed.
+- bfloat16 is slower than float32: the convolutions of jaxlib 0.10 run at float32's speed in either type (oneDNN's at
+  twice that), and what lies between is converted to float32 and back. Products of matrices gain, up to 1.9 times where
+  they are square, but convolutions can't be written as such: copying their windows costs more.
+- jaxlib 0.12 has flags that send convolutions to oneDNN. On this processor (AMD, AVX-512) they win nothing: 66 to 108
+  GFLOP/s forwards against 69 to 105 without.
 """
 
 
