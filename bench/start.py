@@ -22,7 +22,7 @@ POLL = 0.01  # seconds
 
 
 def ours(cache: str) -> float:
-    """Seconds until the first epoch's metrics are written; the rest of the run is stopped."""
+    """Seconds until the first epoch's metrics are written; then the run goes on to its end."""
     with tempfile.TemporaryDirectory() as workdir:
         began = time.perf_counter()
         process = subprocess.Popen(

@@ -139,13 +139,20 @@ def test_an_interrupted_kernel_continues_after_its_pieces(tmp_path, problem, cou
     assert not calls
 
 
-def test_more_memory_continues_what_less_began(tmp_path, problem, counted):
-    params, x, expected = problem
+def interrupted(tmp_path, problem, counted):
+    """The path of a kernel that was begun in blocks of 4."""
+    params, x, _ = problem
     (_, counting), path = counted, tmp_path / "k.npy"
     counting.stop = 10
     with pytest.raises(KeyboardInterrupt):
         kernel_in_pieces(dense, params, x, path, block=4, max_memory=220 * 2**10)
     counting.stop = None
+    return path
+
+
+def test_more_memory_continues_what_less_began(tmp_path, problem, counted):
+    params, x, expected = problem
+    path = interrupted(tmp_path, problem, counted)
     refused(path, problem, "begun with max_memory=225280, now it is 102400", max_memory=100 * 2**10)
     close(kernel_in_pieces(dense, params, x, path, max_memory=ROOMY), expected)
     assert record(path)["plan"]["block"] == 4
@@ -176,11 +183,7 @@ def test_foreign_files_are_refused(tmp_path, problem):
 
 def test_truncated_files_are_refused(tmp_path, problem, counted):
     params, x, expected = problem
-    (_, counting), path = counted, tmp_path / "k.npy"
-    counting.stop = 10
-    with pytest.raises(KeyboardInterrupt):
-        kernel_in_pieces(dense, params, x, path, block=4, max_memory=220 * 2**10)
-    counting.stop = None
+    path = interrupted(tmp_path, problem, counted)
     piece = next((tmp_path / "k.pieces").iterdir())
     piece.write_bytes(piece.read_bytes()[:-10])
     refused(path, problem, f"{piece.name}: damaged .* remove it")
