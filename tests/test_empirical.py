@@ -13,7 +13,7 @@ from resjax import config as base
 from resjax.config import ConfigError
 from resjax.models import build
 from resjax.models.frozen import calibrated, frozen
-from resjax.ntk.empirical import LIBRARY, MODES, empirical_ntk, flat
+from resjax.ntk.empirical import LIBRARY, MODES, Shape, empirical_ntk, flat
 from resjax.ntk.factors import linear_layers
 
 
@@ -97,6 +97,23 @@ def test_the_bound_on_memory_is_kept_in_what_is_allocated(monkeypatch, problem):
     limit = 64 * 64 * 9 * 8 + 12 * sample
     empirical_ntk(dense, params, x, max_memory=limit, devices=jax.local_devices()[:1])
     assert 0 < most[0] <= 12 * sample < 64 * sample
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("pairs", [0, 64**2])
+def test_memory_for_single_samples_and_their_product_is_enough(pairs, devices):
+    """The product of two blocks grows with the square of a block: where 32 samples do not fit, fewer may."""
+    from resjax.ntk.empirical import _Plan
+
+    shape = Shape(n1=64, n2=64, C=10, rows=10, sample_bytes=3_000_000, pairs=pairs, symmetric=True)
+    least = shape.kernel_bytes + devices * (4 * shape.sample_bytes + 8 * pairs * 10**2)
+    assert _Plan.of(shape, None, least, devices) == (1, 1)
+    with pytest.raises(ConfigError, match=f"it needs {least / 2**20:.1f} MiB"):
+        _Plan.of(shape, None, least - devices, devices)
+    for memory in range(least, 40 * least, least // 2):
+        block, group = _Plan.of(shape, None, memory, devices)
+        held = (3 + group) * block * shape.sample_bytes + 8 * pairs * (10 * block) ** 2
+        assert shape.kernel_bytes + devices * held <= memory
 
 
 def test_shortcuts(problem):

@@ -137,19 +137,28 @@ class _Plan(NamedTuple):
     def of(cls, shape: Shape, block_size: int | None, max_memory: int, devices: int) -> "_Plan":
         """The largest group that memory allows, at most half the samples of a device. Raises ConfigError."""
         free = (max_memory - shape.kernel_bytes) // devices
-        fit = free // shape.sample_bytes  # samples whose factors fit on a device
-        block = block_size or max(1, min(BLOCK, math.ceil(shape.n1 / (2 * devices)), fit // (2 * COPIES)))
-        product = 8 * shape.pairs * (block * shape.rows) ** 2  # bytes that the product of two blocks holds meanwhile
-        fit = max(free - product, 0) // shape.sample_bytes
-        group = min(fit // block - COPIES, math.ceil(shape.n1 / (2 * devices * block)))
-        if group < 1:
-            need = shape.kernel_bytes + devices * (1 + COPIES) * (block_size or 1) * shape.sample_bytes
+
+        def product(block: int) -> int:
+            """Bytes that the product of two blocks holds meanwhile."""
+            return 8 * shape.pairs * (block * shape.rows) ** 2
+
+        def group(block: int) -> int:
+            fit = (free - product(block)) // shape.sample_bytes  # samples whose factors fit on a device
+            return min(fit // block - COPIES, math.ceil(shape.n1 / (2 * devices * block)))
+
+        block = block_size or max(
+            1, min(BLOCK, math.ceil(shape.n1 / (2 * devices)), free // (2 * COPIES * shape.sample_bytes))
+        )
+        while block_size is None and block > 1 and group(block) < 1:
+            block //= 2
+        if group(block) < 1:
+            need = shape.kernel_bytes + devices * ((1 + COPIES) * block * shape.sample_bytes + product(block))
             raise ConfigError(
                 f"empirical_ntk: max_memory={mib(max_memory)} is too little for a kernel of {shape.n1} x {shape.n2} "
                 f"samples with {shape.rows} rows each ({mib(shape.kernel_bytes)}) and factors of "
                 f"{mib(shape.sample_bytes)} a sample: it needs {mib(need)}; take fewer samples or classes"
             )
-        return cls(block, group)
+        return cls(block, group(block))
 
 
 def mib(size: int) -> str:
