@@ -164,7 +164,7 @@ def test_evaluation_does_not_depend_on_its_batches_and_calls():
     task, dataset = task_of(tiny())
     state = step.init(task, jnp.zeros((1, 8, 8, 1)), jnp.int32(0))
     examples = loop._examples(dataset.test)
-    losses, predictions = [], []
+    losses, predictions, confidences = [], [], []
     for batch_size, cuts in ((360, [0, 1]), (7, [0, 52]), (7, [0, 0, 20, 52]), (1000, [0, 1])):
         scored = step.Scored.nothing(360, batch_size)
         evaluate = jax.jit(partial(step.evaluate, task, batch_size=batch_size))
@@ -172,8 +172,11 @@ def test_evaluation_does_not_depend_on_its_batches_and_calls():
             scored = evaluate((examples, first, last), (state, scored))
         losses.append(float(scored.loss))
         predictions.append(scored.predictions[:360])
+        confidences.append(scored.confidences[:360])
     assert losses == pytest.approx([losses[0]] * 4, rel=1e-5) and losses[1] == losses[2]
     np.testing.assert_array_equal(predictions, [predictions[0]] * 4)
+    np.testing.assert_allclose(confidences, [confidences[0]] * 4, rtol=1e-5)
+    assert np.all(np.asarray(confidences) >= 1 / task.num_classes) and np.all(np.asarray(confidences) <= 1)
 
 
 def epoch_losses(epochs=1, **changes):
@@ -226,10 +229,20 @@ def test_history_tells_who_stopped():
 def test_scores_are_those_of_scikit_learn():
     rng = np.random.default_rng(0)
     labels, predictions = rng.integers(0, 5, (2, 300))
-    got = scores.scores(labels, predictions)
+    got = scores.scores(labels, predictions, rng.random(300))
     assert got["OA"] == metrics.accuracy_score(labels, predictions)
     assert got["AA"] == metrics.balanced_accuracy_score(labels, predictions)
     assert got["kappa"] == metrics.cohen_kappa_score(labels, predictions)
+
+
+def test_calibration_error():
+    """Four examples in a bin of mean confidence .95, one of them wrong, and one in another: (4 * .2 + .4) / 5."""
+    hits, confidences = np.array([1, 1, 1, 0, 0], bool), np.array([0.94, 0.96, 0.94, 0.96, 0.4], np.float32)
+    assert scores.calibration_error(hits, confidences) == pytest.approx((4 * 0.2 + 0.4) / 5)
+    assert scores.calibration_error(np.ones(3, bool), np.ones(3)) == 0
+    drawn = np.random.default_rng(0).random(200_000)
+    assert scores.calibration_error(np.random.default_rng(1).random(200_000) < drawn, drawn) < 0.01
+    assert np.isnan(scores.calibration_error(hits, np.full(5, np.nan)))
 
 
 @pytest.mark.parametrize("changes, words", [

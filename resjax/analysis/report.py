@@ -14,6 +14,7 @@ _ROWS = {
     "OA": "overall accuracy (OA)",
     "AA": "average accuracy (AA)",
     "kappa": "Cohen's kappa",
+    "ECE": "calibration error (ECE)",
     "generalization_gap": "generalization gap",
     "train_loss": "train loss",
     "test_loss": "test loss",

@@ -46,7 +46,9 @@ FINAL_METRICS = (
     "generalization_gap",
     "validation_loss",
     "validation_accuracy",
+    "ECE",
 )
+OPTIONAL_METRICS = ("validation_loss", "validation_accuracy", "ECE")  # without a validation split, in older runs
 
 
 def load(run_dir: str | os.PathLike) -> pd.DataFrame:
@@ -126,8 +128,7 @@ def _summary_rows(run_dir: Path) -> Iterator[dict]:
         for replica in content["per_seed"]:
             row = about | {k: replica[k] for k in ("seed", "status", "epoch")}
             if row["status"] == "done":  # whatever a diverged replica had reached is no result
-                optional = {k: replica.get(k) for k in FINAL_METRICS if k.startswith("validation")}
-                row |= {k: replica[k] for k in FINAL_METRICS if k not in optional} | optional
+                row |= {k: replica.get(k) if k in OPTIONAL_METRICS else replica[k] for k in FINAL_METRICS}
             yield row
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{path}: not a summary, {type(error).__name__} {error}") from None

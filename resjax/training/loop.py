@@ -263,7 +263,7 @@ class _Run:
         ended = history.diverged(rows)
         if epoch % self.config.eval_every == 0 or epoch == self.config.epochs:
             for name in [name for name in self.splits if name != "train"]:
-                loss, accuracy, _ = self._scores(name)
+                loss, accuracy, *_ = self._scores(name)
                 for i, seed in enumerate(self.seeds):
                     if seed in seeds and seed not in ended:
                         rows.append(history.row(epoch, seed, name, loss=loss[i], accuracy=accuracy[i]))
@@ -325,8 +325,8 @@ class _Run:
         bounds = self.replicas.copy((np.int32(first), np.int32(last)))
         return (self.examples["train"], *bounds), (self.states, self.sums)
 
-    def _scores(self, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Loss [S], accuracy [S] and predictions [S, N] of a split."""
+    def _scores(self, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Loss [S], accuracy [S], predictions [S, N] and their probabilities [S, N] of a split."""
         labels_N = self.splits[split].labels_N
         scored = self._zeros(step.Scored.nothing(len(labels_N), EVALUATED_AT_ONCE))
         for first, last in self.evaluation_pace.calls(0, -(-len(labels_N) // EVALUATED_AT_ONCE)):
@@ -334,8 +334,9 @@ class _Run:
             scored = jax.block_until_ready(self.evaluate((self.examples[split], *bounds), (self.states, scored)))
             self._poll()
         scored = hosts.fetch(scored)
-        predictions_SxN = scored.predictions[:, : len(labels_N)]
-        return scored.loss / len(labels_N), np.mean(predictions_SxN == labels_N, -1), predictions_SxN
+        predictions_SxN, confidences_SxN = (of[:, : len(labels_N)] for of in (scored.predictions, scored.confidences))
+        accuracy_S = np.mean(predictions_SxN == labels_N, -1)
+        return scored.loss / len(labels_N), accuracy_S, predictions_SxN, confidences_SxN
 
     def _summarize(self) -> None:
         """Writes summary.json from the final states; a diverged replica has no scores."""
@@ -347,7 +348,7 @@ class _Run:
             values = {
                 f"{name}_{what}": history.finite(measured[name][k][i]) for name in measured for k, what in _SCORES
             }
-            found = scores(self.splits["test"].labels_N, measured["test"][2][i])
+            found = scores(self.splits["test"].labels_N, *(of[i] for of in measured["test"][2:]))
             values |= {name: history.finite(value) for name, value in found.items()}
             values["generalization_gap"] = values["train_accuracy"] - values.pop("test_accuracy")
             if seed in diverged:

@@ -5,15 +5,33 @@ import numpy as np
 from resjax import stats
 
 
-def scores(labels_N: np.ndarray, predictions_N: np.ndarray) -> dict[str, float]:
-    """Overall accuracy, average accuracy (mean recall of the classes present) and Cohen's kappa, as in scikit-learn."""
+CALIBRATION_BINS = 15  # Guo et al. 2017
+
+
+def scores(labels_N: np.ndarray, predictions_N: np.ndarray, confidences_N: np.ndarray) -> dict[str, float]:
+    """Overall accuracy (OA), average accuracy (AA: mean recall of the classes present) and Cohen's kappa, as in
+    scikit-learn, and the calibration error (ECE) of the predictions' probabilities.
+    """
     from sklearn import metrics  # a second to import
 
     return {
         "OA": metrics.accuracy_score(labels_N, predictions_N),
         "AA": metrics.recall_score(labels_N, predictions_N, labels=np.unique(labels_N), average="macro"),
         "kappa": metrics.cohen_kappa_score(labels_N, predictions_N),
+        "ECE": calibration_error(predictions_N == labels_N, confidences_N),
     }
+
+
+def calibration_error(hits_N: np.ndarray, confidences_N: np.ndarray) -> float:
+    """Expected calibration error: the mean over examples of |accuracy - mean confidence| of their bin of confidence.
+
+    There are 15 bins of equal width, each with its upper end (Guo et al. 2017, 1706.04599, equation 3).
+    """
+    if not np.isfinite(confidences_N).all():  # of a replica that diverged
+        return float("nan")
+    bin_N = np.ceil(np.asarray(confidences_N, float) * CALIBRATION_BINS).clip(1, CALIBRATION_BINS)
+    excess_N = np.asarray(hits_N, float) - confidences_N
+    return float(sum(abs(excess_N[bin_N == number].sum()) for number in np.unique(bin_N)) / len(excess_N))
 
 
 def over_replicas(per_seed: list[dict]) -> dict[str, dict]:

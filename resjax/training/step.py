@@ -194,16 +194,19 @@ def train_steps(
 
 
 class Scored(NamedTuple):
-    """What was found so far on a split: the sum of losses [], and predicted classes, int32, in whole batches."""
+    """What was found so far on a split: the sum of losses [], and, in whole batches, predicted classes, int32, and
+    their softmax probabilities, float32.
+    """
 
     loss: jax.Array
     predictions: jax.Array
+    confidences: jax.Array
 
     @classmethod
     def nothing(cls, size: int, batch_size: int) -> "Scored":
         """Before the first batch of a split of `size` examples."""
-        batches_in_all = -(-size // batch_size)
-        return cls(jnp.zeros((), jnp.float32), jnp.zeros(batches_in_all * batch_size, jnp.int32))
+        whole = -(-size // batch_size) * batch_size
+        return cls(jnp.zeros((), jnp.float32), jnp.zeros(whole, jnp.int32), jnp.zeros(whole, jnp.float32))
 
 
 def evaluate(
@@ -230,9 +233,11 @@ def evaluate(
         targets_BxK = jax.nn.one_hot(examples.labels[index_B], task.num_classes)
         loss_B = LOSSES[task.config.loss.name](logits_BxK, targets_BxK)
         found_B = jnp.argmax(logits_BxK, -1).astype(jnp.int32)
+        confidence_B = jnp.max(nn.softmax(logits_BxK.astype(jnp.float32)), -1)
         return Scored(
             scored.loss + jnp.sum(jnp.where(valid_B, loss_B, 0)),
             lax.dynamic_update_slice_in_dim(scored.predictions, found_B, batch * batch_size, 0),
+            lax.dynamic_update_slice_in_dim(scored.confidences, confidence_B, batch * batch_size, 0),
         )
 
     return lax.fori_loop(start, stop, body, scored)
