@@ -22,8 +22,8 @@ def images(pixels: int, channels: int, count: int) -> tuple[np.ndarray, np.ndarr
     )
 
 
-def resjax(x_NxHxWxC: np.ndarray, y_N: np.ndarray, depth: int, seeds: int, dtype: str = "float32") -> Epoch:
-    """The compiled epoch of this project, augmentation off as in the others."""
+def resjax(x_NxHxWxC: np.ndarray, y_N: np.ndarray, depth: int, seeds: int, **entries) -> Epoch:
+    """The compiled epoch of this project, augmentation off as in the others; `entries` of its config."""
     from functools import partial
 
     from resjax import config as config_lib
@@ -38,8 +38,8 @@ def resjax(x_NxHxWxC: np.ndarray, y_N: np.ndarray, depth: int, seeds: int, dtype
             "dataset.augment": "none",
             "batch_size": BATCH,
             "epochs": 1000,
-            "dtype": dtype,
-        }  # fmt: skip
+        }
+        | entries
     )
     startup.start(config)
     import jax
@@ -65,6 +65,13 @@ def resjax(x_NxHxWxC: np.ndarray, y_N: np.ndarray, depth: int, seeds: int, dtype
         steps[0] += task.steps_per_epoch
 
     return epoch
+
+
+def resjax_split(x_NxHxWxC: np.ndarray, y_N: np.ndarray, depth: int, seeds: int) -> Epoch:
+    """The same with every batch split over all cores; one seed after another."""
+    from resjax.runtime.startup import cores
+
+    return resjax(x_NxHxWxC, y_N, depth, seeds, parallel="pmap", batch_devices=cores())
 
 
 def flax(x_NxHxWxC: np.ndarray, y_N: np.ndarray, depth: int, seeds: int) -> Epoch:
@@ -127,35 +134,9 @@ def flax(x_NxHxWxC: np.ndarray, y_N: np.ndarray, depth: int, seeds: int) -> Epoc
 def torch(x_NxHxWxC: np.ndarray, y_N: np.ndarray, depth: int, seeds: int, *, compiled: bool, last: bool) -> Epoch:
     """PyTorch's usual loop, eager or torch.compile, channels first or last, seeds in turn."""
     import torch
-    from torch import nn
     from torch.nn import functional as F
 
-    class Block(nn.Module):
-        def __init__(self, inputs, features, stride):
-            super().__init__()
-            self.conv1 = nn.Conv2d(inputs, features, 3, stride, 1, bias=False)
-            self.conv2 = nn.Conv2d(features, features, 3, 1, 1, bias=False)
-            self.norm1, self.norm2 = nn.BatchNorm2d(features), nn.BatchNorm2d(features)
-            self.shortcut = nn.Identity()
-            if stride == 2:
-                self.shortcut = nn.Sequential(nn.Conv2d(inputs, features, 1, 2, bias=False), nn.BatchNorm2d(features))
-
-        def forward(self, x):
-            return self.shortcut(x) + self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
-
-    class Net(nn.Module):
-        def __init__(self, channels):
-            super().__init__()
-            blocks, inputs = [], 16
-            for stage, features in enumerate((16, 32, 64)):
-                for block in range((depth - 2) // 6):
-                    blocks.append(Block(inputs, features, 2 if stage and not block else 1))
-                    inputs = features
-            self.stem, self.norm = nn.Conv2d(channels, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
-            self.blocks, self.head = nn.Sequential(*blocks), nn.Linear(64, 10)
-
-        def forward(self, x):
-            return self.head(self.blocks(F.relu(self.norm(self.stem(x)))).mean((2, 3)))
+    from bench.torch_resnet import ResNet
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     layout = torch.channels_last if last else torch.contiguous_format
@@ -163,9 +144,8 @@ def torch(x_NxHxWxC: np.ndarray, y_N: np.ndarray, depth: int, seeds: int, *, com
         memory_format=layout
     )
     y = torch.tensor(y_N, dtype=torch.int64)
-    net = Net(x.shape[1]).to(
-        device, memory_format=layout
-    )  # one net stands for all seeds: compiling each would take minutes
+    # One net stands for all seeds: compiling each would take minutes.
+    net = ResNet(x.shape[1], depth).to(device, memory_format=layout)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, nesterov=True, fused=True)
     forward = torch.compile(net) if compiled else net
     rng = np.random.default_rng(0)
@@ -189,7 +169,8 @@ def _batches(rng: np.random.Generator, count: int) -> np.ndarray:
 
 CONTENDERS: dict[str, Callable[..., Epoch]] = {
     "resjax": resjax,
-    "resjax bfloat16": lambda *data: resjax(*data, "bfloat16"),
+    "resjax split": resjax_split,
+    "resjax bfloat16": lambda *data: resjax(*data, dtype="bfloat16"),
     "flax": flax,
     **{
         f"torch {'compile' if compiled else 'eager'}{' channels-last' if last else ''}": (

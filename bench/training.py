@@ -12,7 +12,7 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -79,14 +79,17 @@ def measure(case: tuple[int, ...], rounds: int) -> dict[str, list[float]]:
 
 def row(name: str, speeds: dict[str, list[float]]) -> str:
     """A line of the table: our speed, and its ratio to the plain loop and to PyTorch's best variant."""
-    best = max((n for n in speeds if n.startswith("torch")), key=lambda n: statistics.median(speeds[n]))
 
-    def against(other: str, ours: str = "resjax") -> str:
-        ratios = [own / theirs for own, theirs in zip(speeds[ours], speeds[other], strict=True)]
+    def fastest(names: Iterable[str]) -> str:
+        return max(names, key=lambda name: statistics.median(speeds[name]))
+
+    def against(other: str, own: str) -> str:
+        ratios = [ours / theirs for ours, theirs in zip(speeds[own], speeds[other], strict=True)]
         return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
 
-    cells = [name, f"{statistics.median(speeds['resjax']):,.0f}", against("flax"), against(best)]
-    cells += [best.removeprefix("torch "), against("resjax", "resjax bfloat16")]
+    ours, best = fastest(("resjax", "resjax split")), fastest(n for n in speeds if n.startswith("torch"))
+    cells = [name, f"{statistics.median(speeds[ours]):,.0f}", against("flax", ours), against(best, ours)]
+    cells += [best.removeprefix("torch "), against("resjax", "resjax split"), against("resjax", "resjax bfloat16")]
     return f"| {' | '.join(cells)} |"
 
 
@@ -113,13 +116,14 @@ HEAD = """# Speed of training
 
 Images trained per second over all seeds, and its ratio to (a) a plain Flax loop (one jitted step a batch, host
 transfer, metrics fetched every step) and (b) PyTorch's fastest variant (eager or torch.compile, channels first or
-last), both one seed after another; and of bfloat16 to float32. Median (range) of {rounds} interleaved rounds;
-compilation apart; batch 128, float32. `make bench` writes this page.
+last), both one seed after another. Ours is the faster of a device per replica, and every batch split over all cores
+("split": `config.parallel=pmap`, `config.batch_devices`). Beside them the split ones and bfloat16 to the usual.
+Median (range) of {rounds} interleaved rounds; compilation apart; batch 128, float32. `make bench` writes this page.
 
 {machine}; {date}
 
-| case | resjax, images/s | to plain Flax | to PyTorch | its best variant | bfloat16 to float32 |
-|---|---|---|---|---|---|
+| case | resjax, images/s | to plain Flax | to PyTorch | its best variant | split to usual | bfloat16 to float32 |
+|---|---|---|---|---|---|---|
 """
 
 
@@ -132,8 +136,9 @@ brought them near, and what keeps the rest away:
 - A gradient by the weights is a sum over pieces of the batch that stay in the cache: at most twice oneDNN's time, where
   it took up to six times as long.
 - Several replicas have a device per core, which comes within 6 % of a process per core ([replicas.md](replicas.md)).
-  One replica has one device and gains little from a second core: a ResNet-8 step on CIFAR shapes takes 191 ms on one
-  and 159 ms on two, PyTorch's 155 and 95 ms. Which operations keep to one core was not measured.
+  One replica has one device and gains little from a second core: the operations of a ResNet-8 step on CIFAR shapes
+  take 217 ms on one core and, summed over threads, 361 ms on two (`--profile`). A batch that is split over the cores
+  is up to 1.5 times as fast. It is an option, not the default: rounding would depend on the number of cores.
 - bfloat16 is slower than float32. Where the stride is 1 the convolutions of jaxlib 0.10 run at about float32's speed in
   either type, oneDNN's at up to twice that (`python -m bench.conv --dtype=bfloat16`). Products of matrices gain, 1.4
   to 1.9 times with sums in float32; convolutions written as such products were not tried.

@@ -14,7 +14,7 @@ import pytest
 
 from configs import add
 from resjax.config import ConfigError
-from resjax.runtime import hosts
+from resjax.runtime import hosts, startup
 from resjax.training import loop
 
 ROOT = Path(__file__).parents[1]
@@ -71,6 +71,23 @@ def rows_of(workdir):
 
 def losses(workdir):
     return {(r["epoch"], r["seed"], r["split"]): r["loss"] for r in rows_of(workdir) if r["seed"] < 2}
+
+
+@pytest.mark.parametrize("cores, entries, count", [
+    (2, {"seeds": 8}, 2),
+    (2, {"seeds": 1}, 1),
+    (6, {"seeds": 4}, 2),
+    (2, {"seeds": 1, "batch_devices": 2}, 2),
+    (8, {"seeds": 4, "batch_devices": 2}, 8),
+    (2, {"seeds": 1, "batch_devices": 2, "parallel": "pmap"}, 2),
+    (8, {"seeds": 8, "parallel": "pmap"}, 0),
+    (2, {"seeds": 8, "batch_devices": 3}, 0),
+], ids=str)  # fmt: skip
+def test_devices_of_a_cpu(cores, entries, count):
+    """Those that share a batch, times those among which the replicas can be divided; 0 leaves JAX's default."""
+    config = add.get_config()
+    config.update_from_flattened_dict(entries)
+    assert startup.cpu_devices(config, cores) == count
 
 
 def check_close(workdir, reference):
@@ -145,7 +162,7 @@ import sys
 import numpy as np
 from resjax import main
 from resjax.config import ConfigError
-from resjax.runtime import hosts
+from resjax.runtime import hosts, startup
 
 hosts.connect(sys.argv[1])
 first = hosts.is_first()

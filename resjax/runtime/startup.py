@@ -19,7 +19,7 @@ def start(config: ConfigDict, distributed: str = "") -> None:
     """Prepares JAX for runs of `config`; the first call of a process, before anything is computed.
 
     Args:
-      config: parallel, seeds and deterministic are read.
+      config: parallel, seeds, batch_devices and deterministic are read.
       distributed: see `hosts.connect`.
 
     Raises:
@@ -28,10 +28,21 @@ def start(config: ConfigDict, distributed: str = "") -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if config.deterministic and "xla_gpu_deterministic_ops" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
-    if config.parallel == "jit" and "xla_force_host_platform_device_count" not in flags:
-        # Small nets leave cores idle within one operation; with a device a core, each trains replicas of its own.
-        jax.config.update("jax_num_cpu_devices", math.gcd(config.seeds, cores()))
+    if "xla_force_host_platform_device_count" not in flags and (count := cpu_devices(config, cores())):
+        jax.config.update("jax_num_cpu_devices", count)
     hosts.connect(distributed)
+
+
+def cpu_devices(config: ConfigDict, cores: int) -> int:
+    """How many devices the CPU is divided into; 0: as JAX has it.
+
+    Small nets leave cores idle within one operation. So there is a device per core, as far as the number of seeds
+    divides, and each trains replicas of its own, unless config.batch_devices asks for devices that share a batch.
+    """
+    parts = config.batch_devices or 1
+    if parts > cores or (config.parallel == "pmap" and parts == 1):
+        return 0
+    return parts * (1 if config.parallel == "pmap" else math.gcd(config.seeds, cores // parts))
 
 
 def cores() -> int:
