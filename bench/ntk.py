@@ -233,6 +233,12 @@ with `max_memory` a third of the whole Jacobian beyond the kernel. `make bench` 
 """
 
 
+TAIL = """
+The goals are twice the library's speed with a quarter of its memory. Wide ResNets on few images miss the first: there
+the Jacobians of the convolutions take most of the time, and the library's structured derivatives are as fast.
+"""
+
+
 def main() -> None:
     """Runs all cases and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -247,7 +253,7 @@ def main() -> None:
         jax.clear_caches()
         if args.quick:
             return
-    page += f"\n{contraction()}\n\n{in_pieces()}\n\n{eigenlearning()}\n"
+    page += f"\n{contraction()}\n\n{in_pieces()}\n\n{eigenlearning()}\n{TAIL}"
     print(page)
     Path(__file__).with_name("ntk.md").write_text(page)
 

@@ -4,7 +4,6 @@ import numpy as np
 
 from resjax import stats
 
-
 CALIBRATION_BINS = 15  # Guo et al. 2017
 
 
