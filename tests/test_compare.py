@@ -5,10 +5,9 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from fake_runs import write_run
+from fake_runs import Trainer
 
 from experiments.compare import study as compare
-from resjax import config as config_lib
 from resjax.analysis import plots
 from resjax.config import ConfigError
 from resjax.models.merges import MERGES
@@ -16,24 +15,6 @@ from resjax.runtime.interrupt import Interrupted
 from resjax.sweep import flags, launchers
 
 REGISTRY = {m: SimpleNamespace(core=m in ("add", "mul")) for m in ("add", "mul", "se")}
-
-
-class Trainer:
-    """Stands in for resjax.training.loop.train: same contract, made-up numbers."""
-
-    def __init__(self, accuracy=lambda c, seed: 0.9, diverged=lambda c: {}, fails=()):
-        self.accuracy, self.diverged, self.fails, self.trained = accuracy, diverged, fails, []
-
-    def __call__(self, config, workdir) -> Path:
-        if config.model.merge in self.fails:
-            raise RuntimeError("out of memory\nsecond line")
-        run_dir = Path(workdir) / f"{config.name}-{config_lib.hash8(config)}"
-        if (run_dir / "status.json").exists():
-            return run_dir
-        self.trained.append(config)
-        seeds = range(config.seed, config.seed + config.seeds)
-        reached = {seed: self.accuracy(config, seed) for seed in seeds}
-        return write_run(config, Path(workdir), reached, self.diverged(config))
 
 
 @pytest.fixture

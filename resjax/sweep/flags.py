@@ -119,11 +119,16 @@ def config(args: argparse.Namespace, dataset: str, merge: str, **entries) -> Con
 
 def refuse(args: argparse.Namespace, keys: Iterable[str]) -> None:
     """Raises ConfigError if the command line sets one of these entries, which the study decides itself."""
-    given = {key: f"--{name}" for name, key in _SHORTCUTS.items() if getattr(args, name) is not None}
-    given |= {text.partition("=")[0]: f"--set {text.partition('=')[0]}" for text in args.set}
+    said = given(args)
     for key in keys:
-        if key in given:
-            raise ConfigError(f"{given[key]}: the study decides it")
+        if key in said:
+            raise ConfigError(f"{said[key]}: the study decides it")
+
+
+def given(args: argparse.Namespace) -> dict[str, str]:
+    """The entries that the command line sets -> the flag that does."""
+    said = {key: f"--{name}" for name, key in _SHORTCUTS.items() if getattr(args, name) is not None}
+    return said | {text.partition("=")[0]: f"--set {text.partition('=')[0]}" for text in args.set}
 
 
 def _setting(c: ConfigDict, text: str) -> tuple[str, object]:

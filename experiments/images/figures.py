@@ -1,0 +1,181 @@
+"""Figures of the study, drawn from its tables."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from experiments.images.plan import ARMS
+from resjax.analysis import plots
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LINES = {"": "-", "LN": "--", "usual": ":"}  # what follows the merge in the name of an arm -> its line
+
+
+def look(arm: str) -> dict:
+    """Colour and marker of the merge; the line tells the rest."""
+    merge, _, rest = arm.partition(", ")
+    return plots.look(merge) | {"linestyle": LINES.get(rest, "-"), "fillstyle": "none" if rest else "full"}
+
+
+@plots.in_style
+def differences(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
+    """Accuracy less that of the baseline, in points: a row of panels per part, a panel per data set."""
+    table = table[(table["metric"] == "OA") & (table["depth"] == table["depth"].min())]
+    parts = list(dict.fromkeys(table["part"]))
+    arms = {part: _compared(table[table["part"] == part]) for part in parts}
+    parts = [part for part in parts if arms[part]]
+    columns = max(table[table["part"] == part]["set"].nunique() for part in parts)
+    heights = [0.75 + 0.24 * len(arms[part]) for part in parts]
+    figure = plots.new_figure(plots.WIDTH, 0.5 + sum(heights))
+    grid = figure.subplots(len(parts), columns, squeeze=False, gridspec_kw={"height_ratios": heights})
+    for part, panels in zip(parts, grid, strict=True):
+        own = table[table["part"] == part]
+        sets = list(dict.fromkeys(own["set"]))
+        for axes in panels[len(sets) :]:
+            axes.set_visible(False)
+        for axes, dataset in zip(panels, sets, strict=False):
+            rows = own[own["set"] == dataset].set_index("arm")
+            title = f"{part}: {dataset}\n{_levels(rows)}"
+            _intervals(axes, rows, arms[part], 100, title)
+        panels[0].set_yticks(range(len(arms[part])), arms[part])
+    figure.supxlabel("test accuracy less that of the sum (points; paired by seed, 95 % CI)", fontsize=9)
+    return plots.saved(figure, path)
+
+
+def _compared(rows: pd.DataFrame) -> list[str]:
+    return [arm for arm in dict.fromkeys(rows["arm"]) if arm != ARMS[arm].baseline]
+
+
+def _levels(rows: pd.DataFrame) -> str:
+    base = {arm: rows.loc[arm] for arm in rows.index if arm == ARMS[arm].baseline}
+    return "; ".join(f"{arm}: {100 * row['mean']:.1f} %" for arm, row in base.items())
+
+
+def _intervals(axes: "Axes", rows: pd.DataFrame, arms: Sequence[str], scale: float, title: str) -> None:
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.grid(visible=False, axis="y")
+    for y, arm in enumerate(arms):
+        if arm in rows.index:
+            row, style = rows.loc[arm], look(arm)
+            low, mean, high = (scale * float(row[f"difference{end}"]) for end in ("_low", "", "_high"))
+            axes.plot([low, high], [y, y], color=style["color"], linewidth=1.6)
+            axes.plot(mean, y, **style | {"linestyle": "none"}, markersize=6)
+            note = f"n = {row['pairs']:.0f}" + (f", {row['lost']:.0f} lost" if row.get("lost") else "")
+            axes.text(1.01, y, note, transform=axes.get_yaxis_transform(), va="center", fontsize=7, color=plots.GREY)
+    axes.set_yticks([])
+    axes.set_ylim(len(arms) - 0.4, -0.6)
+    axes.set_title(title, fontsize=8)
+
+
+@plots.in_style
+def contrasts(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
+    """How a merge's difference to the sum differs between two data sets, in logits: a panel per contrast."""
+    names = list(dict.fromkeys(table["contrast"]))
+    arms = list(dict.fromkeys(table["arm"]))
+    figure = plots.new_figure(plots.WIDTH, 0.5 + (0.6 + 0.24 * len(arms)) * len(names))
+    for name, axes in zip(names, figure.subplots(len(names), 1, squeeze=False, sharex=True)[:, 0], strict=True):
+        _intervals(axes, table[table["contrast"] == name].set_index("arm"), arms, 1, name)
+        axes.set_yticks(range(len(arms)), arms)
+    figure.supxlabel(
+        "difference to the sum on one set less that on the other\n(logit of accuracy, 95 % CI)", fontsize=9
+    )
+    return plots.saved(figure, path)
+
+
+@plots.in_style
+def curves(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
+    """Test accuracy by epoch: a panel per part and data set; the band is the 95 % CI of the mean."""
+    table = table[(table["metric"] == "test_accuracy") & (table["depth"] == table["depth"].min())]
+    panels = list(dict.fromkeys(zip(table["part"], table["set"], strict=True)))
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = plots.new_figure(plots.WIDTH, 0.4 + 2.1 * lines)
+    grid = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    for (part, dataset), axes in zip(panels, grid, strict=False):
+        own = table[(table["part"] == part) & (table["set"] == dataset)]
+        for arm, rows in own.groupby("arm", sort=False):
+            style = look(arm)
+            mean, low, high = (100 * rows[name].astype(float) for name in ("mean", "ci_low", "ci_high"))
+            axes.plot(rows["epoch"], mean, color=style["color"], linestyle=style["linestyle"], linewidth=1.3)
+            axes.fill_between(rows["epoch"], low, high, color=style["color"], alpha=0.18, linewidth=0)
+        axes.set_title(f"{part}: {dataset}, n = {own['n'].max():.0f}", fontsize=8)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.supxlabel("epoch", fontsize=9)
+    figure.supylabel("test accuracy (%)", fontsize=9)
+    _legend(figure, table["arm"])
+    return plots.saved(figure, path)
+
+
+@plots.in_style
+def rates(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
+    """Validation accuracy by learning rate while tuning: a panel per data set; a ring marks what was picked."""
+    table = table[table["depth"] == table["depth"].min()]
+    sets = list(dict.fromkeys(table["set"]))
+    columns = min(3, len(sets))
+    lines = -(-len(sets) // columns)
+    figure = plots.new_figure(plots.WIDTH, 0.5 + 2.1 * lines)
+    grid = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes in grid[len(sets) :]:
+        axes.set_visible(False)
+    for dataset, axes in zip(sets, grid, strict=False):
+        for arm, own in table[table["set"] == dataset].groupby("arm", sort=False):
+            style = look(arm)
+            mean = 100 * own.groupby("rate")["validation_accuracy"].mean()
+            axes.plot(mean.index, mean, markersize=4, linewidth=1.1, **style)
+            chosen = mean[mean.index.isin(own.loc[own["picked"], "rate"])]
+            ring = {"marker": "o", "fillstyle": "none", "linestyle": "none", "markersize": 10}
+            axes.plot(chosen.index, chosen, color=style["color"], **ring)
+        axes.set_xscale("log")
+        axes.set_title(dataset, fontsize=8)
+    figure.supxlabel("learning rate", fontsize=9)
+    figure.supylabel("validation accuracy (%)", fontsize=9)
+    _legend(figure, table["arm"])
+    return plots.saved(figure, path)
+
+
+@plots.in_style
+def depth(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
+    """Test accuracy by depth, for the parts that have several."""
+    table = table[table["metric"] == "OA"]
+    deep = table.groupby(["part", "set"])["depth"].transform("nunique") > 1
+    if not deep.any():
+        return []
+    figure = plots.new_figure(plots.WIDTH * 0.7, 3.0)
+    axes = figure.subplots()
+    for arm, rows in table[deep].groupby("arm", sort=False):
+        mean, low, high = (100 * rows[name].astype(float) for name in ("mean", "ci_low", "ci_high"))
+        axes.errorbar(
+            rows["depth"], mean, [mean - low, high - mean], capsize=2, markersize=5, linewidth=1.2, **look(arm)
+        )
+    axes.set_xlabel("depth of the ResNet")
+    axes.set_ylabel("test accuracy (%)")
+    axes.set_xticks(sorted(set(table[deep]["depth"])))
+    _legend(figure, table[deep]["arm"])
+    return plots.saved(figure, path)
+
+
+def _legend(figure, arms: pd.Series) -> None:
+    from matplotlib.lines import Line2D
+
+    names = [arm for arm in ARMS if arm in set(arms)]
+    handles = [Line2D([], [], label=arm, markersize=5, **look(arm)) for arm in names]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), columnspacing=1.2)
+
+
+def draw(read: Mapping[str, pd.DataFrame], out: str | os.PathLike) -> list[Path]:
+    """Draws the figures of the tables of `resjax.analysis.tables.written`."""
+    plan = {
+        "_differences": ("_differences", differences),
+        "_contrasts": ("_contrasts", contrasts),
+        "_curves": ("_curves", curves),
+        "_rates": ("_tuning", rates),
+        "_depth": ("_differences", depth),
+    }
+    return plots.of_tables({suffix: table for suffix, table in read.items() if len(table)}, out, plan)

@@ -1,0 +1,199 @@
+"""What the study trains: the parts of prereg.md, their data sets and arms, as data.
+
+A run holds the replicas of two seeds, one for each core of a laptop: ten minutes are lost at most when a machine is.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+AT_ONCE = 2  # replicas of a run
+TUNING_SEED = 1000
+VALIDATION = 0.1  # share of the training set, while tuning
+BLOCKS = 3  # of ResNet-8, whose step is the unit of cost
+RECIPE = {
+    "model.width": 16,
+    "batch_size": 128,
+    "schedule.name": "onecycle",
+    "schedule.warmup": 0.3,
+    "optimizer.clip_norm": 1.0,
+}
+
+
+class Arm(NamedTuple):
+    """A net: its merge, the changes of its config, and the arm that it is compared with."""
+
+    merge: str
+    baseline: str = "add"
+    entries: Mapping = {}
+
+
+_LN, _USUAL = {"model.norm": "ln"}, {"model.post_activation": "relu", "model.shortcut": "A"}
+ARMS = {
+    **{merge: Arm(merge) for merge in ("add", "mul", "mul_bn1", "gate_sig", "gate_2sig", "se", "pi", "mul_res")},
+    "add, LN": Arm("add", "add, LN", _LN),
+    "mul, LN": Arm("mul", "add, LN", _LN),
+    "add, usual": Arm("add", "add, usual", _USUAL),
+    "mul_bn1, usual": Arm("mul_bn1", "add, usual", _USUAL),
+}
+CORE = ("add", "mul", "mul_bn1")
+
+
+class Set(NamedTuple):
+    """A data set: its preset, its training images, and further entries of the config."""
+
+    preset: str
+    images: int
+    entries: Mapping = {}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some runs that answer a question.
+
+    Attributes:
+      words: the question.
+      sets: names of data sets.
+      arms: of `ARMS`.
+      seeds: replicas of each arm on each set.
+      epochs: of each.
+      depths: of the nets.
+      rates: what is tried first; the grid grows.
+      tuning_images: that a replica sees while its rate is chosen.
+      around: the runs are those of the tuning seeds, on the validation split, at the picked rate and its neighbours.
+    """
+
+    words: str
+    sets: tuple[str, ...]
+    arms: tuple[str, ...]
+    seeds: int
+    epochs: int
+    depths: tuple[int, ...] = (8,)
+    rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+    tuning_images: int = 90_000
+    around: bool = False
+
+
+Where = tuple[str, str]  # part, data set
+
+
+@dataclass(frozen=True)
+class Design:
+    """Parts in their order, their data sets, and the contrasts between two (part, data set): the first is primary."""
+
+    sets: Mapping[str, Set]
+    parts: Mapping[str, Part]
+    contrasts: Mapping[str, tuple[Where, Where]] = field(default_factory=dict)
+
+
+_FEW = (0.01, 0.03, 0.1, 0.3, 1.0)
+_D = ("add", "gate_sig", "gate_2sig", "se", "pi", "mul_res", "add, LN", "mul, LN", "add, usual", "mul_bn1, usual")
+_DEEP = ("add", "mul", "mul_bn1", "mul_res", "add, LN", "mul, LN")
+_BOTH = ("cifar10", "cifar100")
+DESIGNS = {
+    "cpu": Design(
+        {
+            **{name: Set(name, 50_000) for name in ("cifar10", "cifar100", "cifar100_coarse")},
+            **{name: Set(name, 5_000) for name in ("cifar100_10classes", "cifar10_500each")},
+        },
+        {
+            "A": Part("Does the product help on CIFAR-100 and not on CIFAR-10?", _BOTH, CORE, 8, 10),
+            "A-rates": Part("Are the rates of A right at full length?", _BOTH, CORE, 2, 10, around=True),
+            "B-classes": Part("Is it the number of classes?", ("cifar100_coarse",), CORE, 8, 10),
+            "B-small": Part(
+                "Is it the number of images, or the images?", ("cifar100_10classes", "cifar10_500each"), CORE, 8, 60
+            ),
+            "C": Part("Slower or worse?", _BOTH, CORE, 3, 30),
+            "D": Part("Do other products and gates help, or with other norms and activations?", _BOTH, _D, 4, 10,
+                      rates=_FEW),
+            "depth": Part("What lets a product stand depth?", ("cifar10",), _DEEP, 2, 4, (8, 14, 20, 32), _FEW),
+        },
+        {
+            "CIFAR-100 less CIFAR-10": (("A", "cifar100"), ("A", "cifar10")),
+            "100 classes less 20 classes": (("A", "cifar100"), ("B-classes", "cifar100_coarse")),
+            "50,000 images less 5,000": (("A", "cifar10"), ("B-small", "cifar10_500each")),
+            "images of CIFAR-100 less those of CIFAR-10": (
+                ("B-small", "cifar100_10classes"), ("B-small", "cifar10_500each"),
+            ),
+            "CIFAR-100 less CIFAR-10, 30 epochs": (("C", "cifar100"), ("C", "cifar10")),
+        },
+    ),
+    "smoke": Design(
+        {
+            "digits": Set("digits", 1_437, {"model.name": "mlp"}),
+            "digits_5classes": Set("digits", 720, {"model.name": "mlp", "dataset.classes": 5}),
+        },
+        {
+            "A": Part(
+                "Does the product help with ten classes and not with five?", ("digits", "digits_5classes"),
+                ("add", "mul_bn1"), 2, 2, (4,), (0.3, 1.0, 3.0), 2_600,
+            ),
+        },
+        {"ten classes less five": (("A", "digits"), ("A", "digits_5classes"))},
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: what it is (part, set, arm, ...), its config, and its cost in images of a ResNet-8."""
+
+    about: Mapping
+    config: ConfigDict
+    cost: float
+
+    @property
+    def label(self) -> str:
+        """The run in words."""
+        words = {"depth": "depth {}", "rate": "rate {:g}", "seed": "seeds from {}"}
+        return ", ".join(words.get(name, "{}").format(value) for name, value in self.about.items())
+
+
+class Key(NamedTuple):
+    """What has a rate of its own. Parts share it."""
+
+    dataset: str
+    arm: str
+    depth: int
+
+
+Make = Callable[..., ConfigDict]  # (preset, merge, **entries) -> config
+
+
+class Plan(NamedTuple):
+    """The cells of a design. `make` applies the command line; what it says of the recipe stays."""
+
+    design: Design
+    make: Make
+
+    def keys(self, part: Part) -> list[Key]:
+        """What needs a rate for this part."""
+        return [Key(name, arm, depth) for name in part.sets for arm in part.arms for depth in part.depths]
+
+    def tuning(self, part: Part, key: Key, rate: float) -> Cell:
+        """The replicas that try a rate."""
+        images = round(self.design.sets[key.dataset].images * (1 - VALIDATION))
+        return self._on_validation("T", key, rate, max(1, part.tuning_images // images))
+
+    def reported(self, name: str, key: Key, rate: float) -> list[Cell]:
+        """The runs of a part; seeds beyond the last whole run get one of their own."""
+        part = self.design.parts[name]
+        if part.around:
+            return [self._on_validation(name, key, rate, part.epochs)]
+        runs = [(first, min(AT_ONCE, part.seeds - first)) for first in range(0, part.seeds, AT_ONCE)]
+        return [self._cell(name, key, rate, part.epochs, first, count) for first, count in runs]
+
+    def _on_validation(self, part: str, key: Key, rate: float, epochs: int) -> Cell:
+        more = {"dataset.validation": VALIDATION, "eval_every": epochs}
+        return self._cell(part, key, rate, epochs, TUNING_SEED, AT_ONCE, **more)
+
+    def _cell(self, part: str, key: Key, rate: float, epochs: int, seed: int, seeds: int, **more) -> Cell:
+        about = {"part": part, **key._asdict(), "rate": rate, "seed": seed}
+        arm, dataset = ARMS[key.arm], self.design.sets[key.dataset]
+        entries = {**arm.entries, **dataset.entries, "model.depth": key.depth, "epochs": epochs, **more}
+        entries |= {"seed": seed, "seeds": seeds, "optimizer.learning_rate": rate}
+        share = 1 - more.get("dataset.validation", 0)
+        cost = epochs * dataset.images * share * seeds * (key.depth - 2) / (2 * BLOCKS)
+        return Cell(about, self.make(dataset.preset, arm.merge, **entries), cost)

@@ -1,0 +1,124 @@
+"""Q26: does a product help on full CIFAR, with many classes, few images, more epochs, more depth?
+
+  python -m experiments.images --smoke
+  python -m experiments.images --parts=A                 # hours; continues after a stop, on another machine too
+  python -m experiments.images --finished                # tables and figures of what is finished; trains nothing
+
+The plan is experiments/images/prereg.md, the parts are experiments/images/plan.py. Every arm is compared with its
+baseline on the same seeds, in the logit of the final test accuracy (and in points, test loss and calibration error),
+each at a learning rate that was chosen inside a grid, on a validation split, with other seeds.
+
+What a finished run leaves in --archive (its config, origin, metrics and scores; no weights) is what counts as finished:
+commit it, and another machine goes on from there.
+
+Writes OUT.csv (a row per replica), OUT_tuning.csv, OUT_differences.csv, OUT_contrasts.csv, OUT_curves.csv,
+OUT_reached.csv (epochs to the baseline's loss), OUT_around.csv (rates beside the picked ones, at full length) and
+figures.
+Exit code 1: a cell failed; 2: bad input, in one line; 128 + n: stopped by signal n.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from experiments.images import figures
+from experiments.images import tables as images
+from experiments.images.archive import Archive
+from experiments.images.plan import DESIGNS, RECIPE, Design, Plan
+from experiments.images.training import Work
+from resjax.analysis import tables
+from resjax.config import ConfigError
+from resjax.sweep import flags, runs, study
+
+MODULE = "experiments.images"
+SMOKE = {"design": "smoke", "width": 8, "archive": "", "allow_edge": True, "out": "results/images_smoke"}
+DECIDED = ("seed", "seeds", "epochs", "model.depth", "dataset.train_size", "optimizer.learning_rate")
+SUFFIXES = ("_tuning", "_differences", "_contrasts", "_curves", "_reached", "_around")
+
+
+def main(argv: Sequence[str] | None = None, train: runs.Train | None = None) -> int:
+    """Runs the study; returns the exit code. `train` replaces the trainer."""
+    return study.run(MODULE, argv, _parser(), body, train)
+
+
+def _parser() -> argparse.ArgumentParser:
+    p = flags.parser(MODULE, __doc__, SMOKE)
+    p.set_defaults(out="results/images/images")
+    p.add_argument("--design", default="cpu", metavar="NAME", help=f"of {', '.join(DESIGNS)}; %(default)s")
+    p.add_argument("--parts", default="all", metavar="A,B", help="of the design, in its order; %(default)s")
+    p.add_argument("--archive", default="results/images/runs", metavar="DIR", help="of finished runs; %(default)s")
+    p.add_argument("--finished", action="store_true", help="train nothing: tables of what is finished")
+    p.add_argument("--allow_edge", action="store_true", help="a rate at the edge of those tried may be chosen")
+    return p
+
+
+def body(running: study.Study) -> list[Path]:
+    """Chooses the rates and trains, part after part; writes tables and figures after each."""
+    args = running.args
+    plan, parts = planned(args)
+    work = Work(running, plan, Archive(Path(args.archive or args.workdir), Path(args.workdir)))
+    paths: list[Path] = []
+    for name in parts:
+        work.part(name)
+        if work.reported:
+            paths = report(work)
+    if not paths:
+        raise ConfigError(f"{', '.join(parts)}: no run is finished")
+    return paths
+
+
+def planned(args: argparse.Namespace) -> tuple[Plan, list[str]]:
+    """The plan and the names of the parts. Raises ConfigError."""
+    if args.design not in DESIGNS:
+        raise ConfigError(f"--design: unknown {args.design!r}; choose from {', '.join(DESIGNS)}")
+    flags.refuse(args, DECIDED)
+    design = DESIGNS[args.design]
+    names = list(design.parts)
+    parts = names if args.parts == "all" else sorted(flags.chosen("--parts", args.parts, names), key=names.index)
+    recipe = {key: value for key, value in RECIPE.items() if key not in flags.given(args)}
+
+    def make(preset: str, merge: str, **entries):
+        return flags.config(args, preset, merge, **recipe, **entries)
+
+    return Plan(design, make), parts
+
+
+def report(work: Work) -> list[Path]:
+    """Writes the tables and figures of what is finished, and prints the verdicts; returns the paths."""
+    design, running = work.plan.design, work.running
+    written, said = derived(images.rows(_reported(work, around=False)), design)
+    course = images.courses(_reported(work, around=False))
+    written |= {
+        "_tuning": images.tuning(work.tried, work.rates),
+        "_curves": images.curves(course),
+        "_reached": images.reached(course),
+    }
+    if around := _reported(work, around=True):
+        written["_around"] = images.around(around, work.rates)
+    paths = running.publish(written, said)
+    return paths + draw(running.args.out)
+
+
+def _reported(work: Work, *, around: bool) -> list:
+    parts = work.plan.design.parts
+    return [pair for pair in work.reported if parts[pair[0].about["part"]].around == around]
+
+
+def derived(rows: pd.DataFrame, design: Design) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+    """The tables that follow from the rows of the replicas, by suffix, and the verdicts."""
+    differences, contrasts = images.differences(rows), images.contrasts(rows, design)
+    written = {"": rows, "_differences": differences, "_contrasts": contrasts}
+    return written, images.verdicts(differences, contrasts, design)
+
+
+def rederived(out: str | Path) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+    """The tables that follow from the rows in OUT.csv, by suffix, and the verdicts."""
+    written, said = derived(tables.read_csv(f"{out}.csv"), DESIGNS[flags.recorded(_parser(), out).design])
+    return {suffix: table for suffix, table in written.items() if suffix}, said
+
+
+def draw(out: str | Path) -> list[Path]:
+    """Draws the figures of the tables of a study."""
+    return figures.draw(tables.written(out, *SUFFIXES), out)

@@ -1,0 +1,212 @@
+"""The study of full CIFAR: its plan, what moves between machines, and its statistics."""
+
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from fake_runs import Trainer
+
+from experiments.images import study as images
+from experiments.images import tables
+from experiments.images.plan import ARMS, DESIGNS, Key
+from resjax import config as config_lib
+from resjax.analysis import plots
+from resjax.models.merges import MERGES
+
+HOPELESS = 0.02
+GOOD = {"add": 0.8, "mul_bn1": 0.7}
+
+
+def by_rate(config, seed):
+    """Best at the rate 1, with a noise of the seed; less for the product where there are ten classes."""
+    best = GOOD[config.model.merge] + 0.1 * (config.dataset.classes == 5)
+    return best - 0.1 * abs(math.log10(config.optimizer.learning_rate)) + 0.01 * (seed % 10)
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch):
+    monkeypatch.setattr(plots, "curves", lambda run_dir: None)
+
+
+def run(place: Path, *argv, train=None, machine="one"):
+    """The small design on a machine with a work directory of its own; the archive is that of the place."""
+    paths = [f"--workdir={place / machine}", f"--out={place / 'out'}", f"--archive={place / 'archive'}"]
+    return images.main(["--smoke", *paths, *argv], train or Trainer(by_rate))
+
+
+def read(place, suffix=""):
+    return pd.read_csv(place / f"out{suffix}.csv", comment="#")
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_every_run_of_the_plan_is_possible_and_no_run_has_two_names(design):
+    plan, parts = images.planned(images.flags.parse(images._parser(), [f"--design={design}"]))
+    names: dict[str, str] = {}
+    for name in parts:
+        part = plan.design.parts[name]
+        for key in plan.keys(part):
+            cells = plan.reported(name, key, 0.1)
+            assert sum(cell.config.seeds for cell in cells) == part.seeds
+            seeds = [cell.config.seed + i for cell in cells for i in range(cell.config.seeds)]
+            assert seeds == [cells[0].config.seed + i for i in range(part.seeds)]
+            for cell in cells:
+                assert cell.config.model.merge == ARMS[key.arm].merge in MERGES
+                assert (
+                    names.setdefault(config_lib.hash8(cell.config), cell.label.partition(", ")[2])
+                    == (cell.label.partition(", ")[2])
+                )
+            tuning = plan.tuning(part, key, 0.1).config
+            assert tuning.dataset.validation == 0.1 and not set(seeds) & {tuning.seed, tuning.seed + 1} or part.around
+
+
+def test_the_cost_of_the_plan_is_the_one_registered():
+    """In images of a ResNet-8: hours at 1,100 images per second, as prereg.md has them."""
+    plan, _ = images.planned(images.flags.parse(images._parser(), []))
+    hours = {}
+    for name, part in plan.design.parts.items():
+        cells = [c for key in plan.keys(part) for c in plan.reported(name, key, 0.1) * (3 if part.around else 1)]
+        hours[name] = sum(cell.cost for cell in cells) / 1_100 / 3600
+    expected = {"A": 6, "A-rates": 4, "B-classes": 3, "B-small": 4, "C": 7}
+    assert {name: round(hours[name]) for name in expected} == expected
+
+
+def test_the_recipe_yields_to_the_command_line_and_decided_entries_are_refused(tmp_path, capsys):
+    plan, _ = images.planned(images.flags.parse(images._parser(), ["--width=4", "--set=optimizer.clip_norm=2.0"]))
+    config = plan.reported("A", Key("cifar10", "mul, LN", 8), 0.1)[0].config
+    assert (config.model.width, config.optimizer.clip_norm, config.model.norm) == (4, 2.0, "ln")
+    assert (config.schedule.name, config.batch_size, config.dataset.augment) == ("onecycle", 128, "crop_flip")
+    assert run(tmp_path, "--seeds=3") == 2
+    assert capsys.readouterr().err == "error: --seeds: the study decides it\n"
+    assert run(tmp_path, "--parts=Z") == 2 and "unknown 'Z'; choose from A" in capsys.readouterr().err
+    assert run(tmp_path, "--design=tpu") == 2 and "choose from cpu, smoke" in capsys.readouterr().err
+
+
+def test_a_study_tunes_trains_and_compares(tmp_path, capsys):
+    train = Trainer(by_rate)
+    assert run(tmp_path, train=train) == 0
+    tuning = read(tmp_path, "_tuning")
+    assert set(tuning["seed"]) == {1000, 1001} and set(tuning.loc[tuning["picked"], "rate"]) == {1.0}
+    rows = read(tmp_path)
+    assert len(rows) == 2 * 2 * 2 and set(rows["seed"]) == {0, 1} and set(rows["learning_rate"]) == {1.0}
+    differences = read(tmp_path, "_differences").set_index(["set", "arm", "metric"])
+    assert differences.loc[("digits", "mul_bn1", "OA"), "difference"] == pytest.approx(-0.1)
+    assert differences.loc[("digits", "mul_bn1", "OA"), "p_holm"] == 1  # two of p = .5
+    assert np.isnan(differences.loc[("digits", "add", "OA"), "difference"])
+    (contrast,) = read(tmp_path, "_contrasts").to_dict("records")
+
+    def gain(seed, more):
+        logit = [
+            math.log(p / (1 - p)) for p in (GOOD["mul_bn1"] + more + 0.01 * seed, GOOD["add"] + more + 0.01 * seed)
+        ]
+        return logit[0] - logit[1]
+
+    assert contrast["difference"] == pytest.approx(np.mean([gain(s, 0) - gain(s, 0.1) for s in (0, 1)]), abs=1e-5)
+    assert "interaction, mul_bn1: ten classes less five: +0." in capsys.readouterr().out
+    header = (tmp_path / "out.csv").read_text()
+    assert "16 of 16 cells were trained" in header and len(train.trained) == 16
+    assert all((tmp_path / f"out_{name}.png").exists() for name in ("differences", "contrasts", "curves", "rates"))
+
+
+def test_what_is_archived_is_trained_on_no_other_machine(tmp_path):
+    first, second, third = Trainer(by_rate), Trainer(by_rate), Trainer(by_rate)
+    assert run(tmp_path, train=first) == 0
+    before = {suffix: read(tmp_path, suffix) for suffix in ("", *images.SUFFIXES[:-1])}
+    for path in sorted((tmp_path / "archive").iterdir())[:3]:  # these had not been committed
+        shutil.rmtree(path)
+    shutil.rmtree(tmp_path / "one")
+    assert run(tmp_path, train=second, machine="two") == 0 and len(second.trained) == 3
+    assert run(tmp_path, train=third, machine="three") == 0 and not third.trained
+    for suffix, table in before.items():
+        pd.testing.assert_frame_equal(read(tmp_path, suffix), table)
+    names = {path.name for path in (tmp_path / "archive").rglob("*") if path.is_file()}
+    assert names == {"config.json", "env.json", "metrics.jsonl", "status.json", "summary.json"}
+
+
+def test_finished_trains_nothing_and_takes_what_there_is(tmp_path, capsys):
+    train = Trainer(by_rate)
+    assert run(tmp_path, "--finished", train=train) == 2 and not train.trained
+    assert "no run is finished" in capsys.readouterr().err
+    assert run(tmp_path) == 0
+    runs = {
+        path.name: config_lib.json.loads((path / "config.json").read_text())
+        for path in (tmp_path / "archive").iterdir()
+    }
+    (one,) = [n for n, c in runs.items() if c["seed"] == 0 and c["name"] == "mul_bn1" and c["dataset"]["classes"] == 5]
+    shutil.rmtree(tmp_path / "archive" / one)
+    assert run(tmp_path, "--finished", train=train, machine="two") == 0 and not train.trained
+    assert len(read(tmp_path)) == 6 and read(tmp_path, "_contrasts").empty
+
+
+def test_a_rate_at_an_edge_is_refused(tmp_path, capsys):
+    def ever_better(config, seed):
+        return min(0.99, 0.5 + 0.05 * math.log10(config.optimizer.learning_rate))
+
+    argv = [f"--workdir={tmp_path}", f"--out={tmp_path / 'o'}", f"--archive={tmp_path}"]
+    smoke = images.SMOKE | {"allow_edge": False}
+    images.SMOKE, kept = smoke, images.SMOKE
+    try:
+        assert images.main(["--smoke", *argv], Trainer(ever_better)) == 2
+    finally:
+        images.SMOKE = kept
+    assert "is at the edge of those tried" in capsys.readouterr().err
+
+
+def test_a_replica_that_diverges_counts_as_a_guess(tmp_path):
+    def lost(config):
+        reported = config.seed < 1000 and config.model.merge == "mul_bn1" and not config.dataset.classes
+        return {config.seed: 1} if reported else {}
+
+    assert run(tmp_path, train=Trainer(by_rate, lost)) == 0
+    rows = read(tmp_path).set_index(["set", "arm", "seed"])
+    row = rows.loc[("digits", "mul_bn1", 0)]
+    assert row["status"] == "diverged" and row["OA"] == pytest.approx(0.1) and np.isnan(row["ECE"])
+    assert row["test_loss"] == pytest.approx(math.log(10), abs=1e-4)
+    differences = read(tmp_path, "_differences").set_index(["set", "arm", "metric"])
+    assert differences.loc[("digits", "mul_bn1", "OA"), ["lost", "pairs"]].tolist() == [1, 2]
+
+
+def invented(gains):
+    """Rows of eight seeds; `gains`: (set, arm) -> mean gain in logits, with a spread over seeds."""
+    rows = []
+    spread = np.linspace(-1, 1, 8) * 0.02
+    for dataset in ("cifar10", "cifar100"):
+        for arm in ("add", "mul", "mul_bn1"):
+            for seed in range(8):
+                logit = 0.5 + gains.get((dataset, arm), 0) + (spread[seed] if arm != "add" else 0)
+                accuracy = 1 / (1 + math.exp(-logit))
+                values = {"OA": accuracy, "logit": logit, "test_loss": 1 - accuracy, "ECE": 0.1}
+                about = {"part": "A", "set": dataset, "arm": arm, "depth": 8, "seed": seed, "status": "done"}
+                rows.append(about | values)
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize("gains, words", [
+    ({("cifar100", "mul"): 0.3}, ("holds", "is open")),
+    ({("cifar100", "mul"): 0.3, ("cifar10", "mul"): 0.3}, ("is open", "is open")),
+    ({("cifar100", "mul"): -0.3, ("cifar10", "mul"): -0.6}, ("fails", "is open")),
+    ({("cifar10", "mul_bn1"): -0.3}, ("is open", "is open")),
+], ids=str)  # fmt: skip
+def test_verdicts_follow_the_plan(gains, words):
+    """An interaction alone is no advantage; an advantage on both sets is no interaction."""
+    found, said = images.derived(invented(gains), DESIGNS["cpu"])
+    assert [sentence.rpartition("the claim ")[2] for sentence in said.values()] == list(words)
+    contrasts = found["_contrasts"].set_index("arm")
+    for arm in ("mul", "mul_bn1"):
+        expected = gains.get(("cifar100", arm), 0) - gains.get(("cifar10", arm), 0)
+        assert contrasts.loc[arm, "difference"] == pytest.approx(expected, abs=1e-9)
+    assert found["_contrasts"]["p_holm"].min() >= 2 * 2 / 2**8
+
+
+def test_epochs_to_the_loss_of_the_sum():
+    losses = {"add": [3, 2, 1.0], "mul": [2, 1.0, 0.5], "mul_bn1": [3, 2.5, 2]}
+    course = pd.DataFrame([
+        {"part": "A", "set": "x", "arm": arm, "depth": 8, "seed": seed, "epoch": epoch + 1, "test_loss": loss + seed}
+        for arm, own in losses.items() for seed in (0, 1) for epoch, loss in enumerate(own)
+    ])  # fmt: skip
+    found = tables.reached(course).set_index("arm")
+    assert found.loc["add", ["reached", "mean"]].tolist() == [2, 3]
+    assert found.loc["mul", ["reached", "mean"]].tolist() == [2, 2]
+    assert found.loc["mul_bn1", ["pairs", "reached"]].tolist() == [2, 0] and np.isnan(found.loc["mul_bn1", "mean"])
