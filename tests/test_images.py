@@ -16,14 +16,13 @@ from resjax import config as config_lib
 from resjax.analysis import plots
 from resjax.models.merges import MERGES
 
-HOPELESS = 0.02
 GOOD = {"add": 0.8, "mul_bn1": 0.7}
 
 
 def by_rate(config, seed):
-    """Best at the rate 1, with a noise of the seed; less for the product where there are ten classes."""
-    best = GOOD[config.model.merge] + 0.1 * (config.dataset.classes == 5)
-    return best - 0.1 * abs(math.log10(config.optimizer.learning_rate)) + 0.01 * (seed % 10)
+    """Best at the rate .3, with a noise of the seed; more after three epochs."""
+    best = GOOD[config.model.merge] + 0.1 * (config.epochs == 3)
+    return best - 0.1 * abs(math.log10(config.optimizer.learning_rate / 0.3)) + 0.01 * (seed % 10)
 
 
 @pytest.fixture(autouse=True)
@@ -88,25 +87,23 @@ def test_a_study_tunes_trains_and_compares(tmp_path, capsys):
     train = Trainer(by_rate)
     assert run(tmp_path, train=train) == 0
     tuning = read(tmp_path, "_tuning")
-    assert set(tuning["seed"]) == {1000, 1001} and set(tuning.loc[tuning["picked"], "rate"]) == {1.0}
+    assert set(tuning["seed"]) == {1000, 1001} and set(tuning.loc[tuning["picked"], "rate"]) == {0.3}
     rows = read(tmp_path)
-    assert len(rows) == 2 * 2 * 2 and set(rows["seed"]) == {0, 1} and set(rows["learning_rate"]) == {1.0}
-    differences = read(tmp_path, "_differences").set_index(["set", "arm", "metric"])
-    assert differences.loc[("digits", "mul_bn1", "OA"), "difference"] == pytest.approx(-0.1)
-    assert differences.loc[("digits", "mul_bn1", "OA"), "p_holm"] == 1  # two of p = .5
-    assert np.isnan(differences.loc[("digits", "add", "OA"), "difference"])
+    assert len(rows) == 2 * 2 * 2 and set(rows["seed"]) == {0, 1} and set(rows["learning_rate"]) == {0.3}
+    differences = read(tmp_path, "_differences").set_index(["part", "arm", "metric"])
+    assert differences.loc[("A", "mul_bn1", "OA"), "difference"] == pytest.approx(-0.1)
+    assert differences.loc[("A", "mul_bn1", "OA"), "p_holm"] == 0.5
+    assert np.isnan(differences.loc[("A", "add", "OA"), "difference"])
     (contrast,) = read(tmp_path, "_contrasts").to_dict("records")
 
     def gain(seed, more):
-        logit = [
-            math.log(p / (1 - p)) for p in (GOOD["mul_bn1"] + more + 0.01 * seed, GOOD["add"] + more + 0.01 * seed)
-        ]
+        logit = [math.log(p / (1 - p)) for p in (good + more + 0.01 * seed for good in (0.7, 0.8))]
         return logit[0] - logit[1]
 
-    assert contrast["difference"] == pytest.approx(np.mean([gain(s, 0) - gain(s, 0.1) for s in (0, 1)]), abs=1e-5)
-    assert "interaction, mul_bn1: ten classes less five: +0." in capsys.readouterr().out
+    assert contrast["difference"] == pytest.approx(np.mean([gain(s, 0.1) - gain(s, 0) for s in (0, 1)]), abs=1e-5)
+    assert "interaction, mul_bn1: three epochs less two: -0." in capsys.readouterr().out
     header = (tmp_path / "out.csv").read_text()
-    assert "16 of 16 cells were trained" in header and len(train.trained) == 16
+    assert "10 of 10 cells were trained" in header and len(train.trained) == 10
     assert all((tmp_path / f"out_{name}.png").exists() for name in ("differences", "contrasts", "curves", "rates"))
 
 
@@ -134,7 +131,7 @@ def test_finished_trains_nothing_and_takes_what_there_is(tmp_path, capsys):
         path.name: config_lib.json.loads((path / "config.json").read_text())
         for path in (tmp_path / "archive").iterdir()
     }
-    (one,) = [n for n, c in runs.items() if c["seed"] == 0 and c["name"] == "mul_bn1" and c["dataset"]["classes"] == 5]
+    (one,) = [n for n, c in runs.items() if c["seed"] == 0 and c["name"] == "mul_bn1" and c["epochs"] == 3]
     shutil.rmtree(tmp_path / "archive" / one)
     assert run(tmp_path, "--finished", train=train, machine="two") == 0 and not train.trained
     assert len(read(tmp_path)) == 6 and read(tmp_path, "_contrasts").empty
@@ -156,16 +153,16 @@ def test_a_rate_at_an_edge_is_refused(tmp_path, capsys):
 
 def test_a_replica_that_diverges_counts_as_a_guess(tmp_path):
     def lost(config):
-        reported = config.seed < 1000 and config.model.merge == "mul_bn1" and not config.dataset.classes
+        reported = config.seed < 1000 and config.model.merge == "mul_bn1" and config.epochs == 2
         return {config.seed: 1} if reported else {}
 
     assert run(tmp_path, train=Trainer(by_rate, lost)) == 0
-    rows = read(tmp_path).set_index(["set", "arm", "seed"])
-    row = rows.loc[("digits", "mul_bn1", 0)]
+    rows = read(tmp_path).set_index(["part", "arm", "seed"])
+    row = rows.loc[("A", "mul_bn1", 0)]
     assert row["status"] == "diverged" and row["OA"] == pytest.approx(0.1) and np.isnan(row["ECE"])
     assert row["test_loss"] == pytest.approx(math.log(10), abs=1e-4)
-    differences = read(tmp_path, "_differences").set_index(["set", "arm", "metric"])
-    assert differences.loc[("digits", "mul_bn1", "OA"), ["lost", "pairs"]].tolist() == [1, 2]
+    differences = read(tmp_path, "_differences").set_index(["part", "arm", "metric"])
+    assert differences.loc[("A", "mul_bn1", "OA"), ["lost", "pairs"]].tolist() == [1, 2]
 
 
 def invented(gains):
