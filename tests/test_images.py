@@ -26,8 +26,9 @@ def by_rate(config, seed):
 
 
 @pytest.fixture(autouse=True)
-def no_curves(monkeypatch):
+def no_figures(monkeypatch):
     monkeypatch.setattr(plots, "curves", lambda run_dir: None)
+    monkeypatch.setattr(images, "draw", lambda out: [])
 
 
 def run(place: Path, *argv, train=None, machine="one"):
@@ -80,7 +81,7 @@ def test_the_recipe_yields_to_the_command_line_and_decided_entries_are_refused(t
     assert run(tmp_path, "--seeds=3") == 2
     assert capsys.readouterr().err == "error: --seeds: the study decides it\n"
     assert run(tmp_path, "--parts=Z") == 2 and "unknown 'Z'; choose from A" in capsys.readouterr().err
-    assert run(tmp_path, "--design=tpu") == 2 and "choose from cpu, smoke" in capsys.readouterr().err
+    assert run(tmp_path, "--design=tpu") == 2 and "choose from cpu, gpu, smoke" in capsys.readouterr().err
 
 
 def test_a_study_tunes_trains_and_compares(tmp_path, capsys):
@@ -104,7 +105,9 @@ def test_a_study_tunes_trains_and_compares(tmp_path, capsys):
     assert "interaction, mul_bn1: three epochs less two: -0." in capsys.readouterr().out
     header = (tmp_path / "out.csv").read_text()
     assert "10 of 10 cells were trained" in header and len(train.trained) == 10
-    assert all((tmp_path / f"out_{name}.png").exists() for name in ("differences", "contrasts", "curves", "rates"))
+    names = ("differences", "contrasts", "curves", "rates")
+    drawn = images.figures.draw(images.tables.written(tmp_path / "out", *images.SUFFIXES), tmp_path / "out")
+    assert drawn == [tmp_path / f"out_{name}{suffix}" for name in names for suffix in (".png", ".pdf")]
 
 
 def test_what_is_archived_is_trained_on_no_other_machine(tmp_path):
@@ -135,6 +138,30 @@ def test_finished_trains_nothing_and_takes_what_there_is(tmp_path, capsys):
     shutil.rmtree(tmp_path / "archive" / one)
     assert run(tmp_path, "--finished", train=train, machine="two") == 0 and not train.trained
     assert len(read(tmp_path)) == 6 and read(tmp_path, "_contrasts").empty
+
+
+def test_minutes_start_what_fits(tmp_path, capsys):
+    """The first run, at the assumed speed, does; at the speed that it tells, no other does."""
+    train = Trainer(lambda config, seed: 0.5 + 0.01 * seed)
+    argv = [f"--workdir={tmp_path / 'runs'}", f"--out={tmp_path / 'out'}", f"--archive={tmp_path / 'archive'}"]
+    part = "--parts=board-20"
+    assert images.main(["--design=gpu", part, "--minutes=0.5", *argv], train) == 2 and not train.trained
+    assert "no run is finished" in capsys.readouterr().err
+    assert images.main(["--design=gpu", part, "--minutes=60", *argv], train) == 0
+    said = capsys.readouterr().out
+    assert len(train.trained) == 1 and said.count("does not fit --minutes") == 5 and "board-20 3 h 0 min" in said
+    assert {c.optimizer.clip_norm for c in train.trained} == {0} and {c.seeds for c in train.trained} == {3}
+    assert images.main(["--design=gpu", part, *argv], train) == 0 and len(train.trained) == 6
+    rows = pd.read_csv(tmp_path / "out.csv", comment="#")
+    assert (rows["best_OA"] >= rows["OA"] - 0.02).all() and len(rows) == 18
+
+
+def test_the_first_seeds_of_all_arms_are_trained_first(tmp_path):
+    train = Trainer(lambda config, seed: 0.5 - 0.1 * abs(math.log10(config.optimizer.learning_rate / 0.1)))
+    argv = [f"--workdir={tmp_path / 'runs'}", f"--out={tmp_path / 'out'}", f"--archive={tmp_path / 'archive'}"]
+    assert images.main(["--parts=A", *argv], train) == 0
+    seeds = [config.seed for config in train.trained if config.seed < 1000]
+    assert seeds == sorted(seeds) and len(seeds) == 2 * 3 * 4
 
 
 def test_a_rate_at_an_edge_is_refused(tmp_path, capsys):

@@ -25,10 +25,11 @@ def look(arm: str) -> dict:
 @plots.in_style
 def differences(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     """Accuracy less that of the baseline, in points: a row of panels per part, a panel per data set."""
-    table = table[(table["metric"] == "OA") & (table["depth"] == table["depth"].min())]
-    parts = list(dict.fromkeys(table["part"]))
-    arms = {part: _compared(table[table["part"] == part]) for part in parts}
-    parts = [part for part in parts if arms[part]]
+    table = _shallow(table[table["metric"] == "OA"])
+    arms = {part: _compared(rows) for part, rows in table.groupby("part", sort=False)}
+    parts = [part for part in arms if arms[part]]
+    if not parts:
+        return []
     columns = max(table[table["part"] == part]["set"].nunique() for part in parts)
     heights = [0.75 + 0.24 * len(arms[part]) for part in parts]
     figure = plots.new_figure(plots.WIDTH, 0.5 + sum(heights))
@@ -45,6 +46,11 @@ def differences(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
         panels[0].set_yticks(range(len(arms[part])), arms[part])
     figure.supxlabel("test accuracy less that of the sum (points; paired by seed, 95 % CI)", fontsize=9)
     return plots.saved(figure, path)
+
+
+def _shallow(table: pd.DataFrame) -> pd.DataFrame:
+    """Of every part the nets of its least depth."""
+    return table[table["depth"] == table.groupby("part")["depth"].transform("min")]
 
 
 def _compared(rows: pd.DataFrame) -> list[str]:
@@ -90,7 +96,7 @@ def contrasts(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
 @plots.in_style
 def curves(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     """Test accuracy by epoch: a panel per part and data set; the band is the 95 % CI of the mean."""
-    table = table[(table["metric"] == "test_accuracy") & (table["depth"] == table["depth"].min())]
+    table = _shallow(table[table["metric"] == "test_accuracy"])
     panels = list(dict.fromkeys(zip(table["part"], table["set"], strict=True)))
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)

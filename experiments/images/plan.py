@@ -1,6 +1,7 @@
 """What the study trains: the parts of prereg.md, their data sets and arms, as data.
 
-A run holds the replicas of two seeds, one for each core of a laptop: ten minutes are lost at most when a machine is.
+On a CPU a run holds the replicas of two seeds, one for each core of a laptop: ten minutes are lost at most when a
+machine is.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-AT_ONCE = 2  # replicas of a run
+TUNING_REPLICAS = 2
 TUNING_SEED = 1000
 VALIDATION = 0.1  # share of the training set, while tuning
 BLOCKS = 3  # of ResNet-8, whose step is the unit of cost
@@ -62,6 +63,8 @@ class Part:
       depths: of the nets.
       rates: what is tried first; the grid grows.
       tuning_images: that a replica sees while its rate is chosen.
+      rate: of all, where none is chosen.
+      entries: of the config, beside the recipe.
       around: the runs are those of the tuning seeds, on the validation split, at the picked rate and its neighbours.
     """
 
@@ -73,6 +76,8 @@ class Part:
     depths: tuple[int, ...] = (8,)
     rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
     tuning_images: int = 90_000
+    rate: float | None = None
+    entries: Mapping = field(default_factory=dict)
     around: bool = False
 
 
@@ -81,17 +86,32 @@ Where = tuple[str, str]  # part, data set
 
 @dataclass(frozen=True)
 class Design:
-    """Parts in their order, their data sets, and the contrasts between two (part, data set): the first is primary."""
+    """A machine's plan.
+
+    Attributes:
+      sets: data sets.
+      parts: in their order.
+      contrasts: between two (part, data set); the first is primary.
+      at_once: replicas of a run.
+      speed: images of a ResNet-8 per second, before a run has told its own.
+      entries: of the config, beside the recipe.
+    """
 
     sets: Mapping[str, Set]
     parts: Mapping[str, Part]
     contrasts: Mapping[str, tuple[Where, Where]] = field(default_factory=dict)
+    at_once: int = 2
+    speed: float = 1_000.0
+    entries: Mapping = field(default_factory=dict)
 
 
 _FEW = (0.01, 0.03, 0.1, 0.3, 1.0)
 _D = ("add", "gate_sig", "gate_2sig", "se", "pi", "mul_res", "add, LN", "mul, LN", "add, usual", "mul_bn1, usual")
 _DEEP = ("add", "mul", "mul_bn1", "mul_res", "add, LN", "mul, LN")
 _BOTH = ("cifar10", "cifar100")
+_BOARD = ("add", "mul_bn1", "mul_res", "se", "gate_2sig", "mul, LN")
+# MLS-Bench, task dl-residual-connection (2605.08678): rate .1, cosine, 200 epochs, weight decay 5e-4, no clipping.
+_SETTING = {"schedule.name": "cosine", "schedule.warmup": 0.0, "optimizer.clip_norm": 0.0}
 DESIGNS = {
     "cpu": Design(
         {
@@ -119,6 +139,18 @@ DESIGNS = {
             ),
             "CIFAR-100 less CIFAR-10, 30 epochs": (("C", "cifar100"), ("C", "cifar10")),
         },
+    ),
+    "gpu": Design(
+        {name: Set(name, 50_000) for name in _BOTH},
+        {
+            "ResNet-20": Part("Does the product help, deeper?", _BOTH, CORE, 8, 30, (20,), _FEW),
+            "board-20": Part("And in the setting of a public board?", ("cifar10",), _BOARD, 3, 200, (20,), rate=0.1,
+                             entries=_SETTING),
+            "board-56": Part("And deeper, on CIFAR-100?", ("cifar100",), _BOARD, 3, 200, (56, 110), rate=0.1,
+                             entries=_SETTING),
+        },
+        {"CIFAR-100 less CIFAR-10": (("ResNet-20", "cifar100"), ("ResNet-20", "cifar10"))},
+        at_once=8, speed=50_000.0, entries={"replicas": "vmap"},
     ),
     "smoke": Design(
         {"digits": Set("digits", 1_437, {"model.name": "mlp"})},
@@ -170,25 +202,40 @@ class Plan(NamedTuple):
     def tuning(self, part: Part, key: Key, rate: float) -> Cell:
         """The replicas that try a rate."""
         images = round(self.design.sets[key.dataset].images * (1 - VALIDATION))
-        return self._on_validation("T", key, rate, max(1, part.tuning_images // images))
+        return self._on_validation("T", part, key, rate, max(1, part.tuning_images // images))
 
     def reported(self, name: str, key: Key, rate: float) -> list[Cell]:
         """The runs of a part; seeds beyond the last whole run get one of their own."""
-        part = self.design.parts[name]
+        part, at_once = self.design.parts[name], self.design.at_once
         if part.around:
-            return [self._on_validation(name, key, rate, part.epochs)]
-        runs = [(first, min(AT_ONCE, part.seeds - first)) for first in range(0, part.seeds, AT_ONCE)]
-        return [self._cell(name, key, rate, part.epochs, first, count) for first, count in runs]
+            return [self._on_validation(name, part, key, rate, part.epochs)]
+        runs = [(first, min(at_once, part.seeds - first)) for first in range(0, part.seeds, at_once)]
+        return [self._cell(name, part, key, rate, part.epochs, first, count) for first, count in runs]
 
-    def _on_validation(self, part: str, key: Key, rate: float, epochs: int) -> Cell:
+    def all_of(self, name: str) -> list[Cell]:
+        """The cells of a part and of its tuning, at rates that stand for those to be chosen."""
+        part = self.design.parts[name]
+        neighbours = part.rates[:3] if part.around else part.rates[:1]
+        tried = [] if part.rate else part.rates
+        return [
+            cell
+            for key in self.keys(part)
+            for cell in (
+                *(self.tuning(part, key, rate) for rate in tried),
+                *(cell for rate in neighbours for cell in self.reported(name, key, rate)),
+            )
+        ]
+
+    def _on_validation(self, name: str, part: Part, key: Key, rate: float, epochs: int) -> Cell:
         more = {"dataset.validation": VALIDATION, "eval_every": epochs}
-        return self._cell(part, key, rate, epochs, TUNING_SEED, AT_ONCE, **more)
+        return self._cell(name, part, key, rate, epochs, TUNING_SEED, TUNING_REPLICAS, **more)
 
-    def _cell(self, part: str, key: Key, rate: float, epochs: int, seed: int, seeds: int, **more) -> Cell:
-        about = {"part": part, **key._asdict(), "rate": rate, "seed": seed}
+    def _cell(self, name: str, part: Part, key: Key, rate: float, epochs: int, seed: int, seeds: int, **more) -> Cell:
+        about = {"part": name, **key._asdict(), "rate": rate, "seed": seed}
         arm, dataset = ARMS[key.arm], self.design.sets[key.dataset]
-        entries = {**arm.entries, **dataset.entries, "model.depth": key.depth, "epochs": epochs, **more}
-        entries |= {"seed": seed, "seeds": seeds, "optimizer.learning_rate": rate}
+        entries = {**self.design.entries, **part.entries, **arm.entries, **dataset.entries, **more}
+        entries |= {"model.depth": key.depth, "epochs": epochs, "seed": seed, "seeds": seeds}
+        entries["optimizer.learning_rate"] = rate
         share = 1 - more.get("dataset.validation", 0)
         cost = epochs * dataset.images * share * seeds * (key.depth - 2) / (2 * BLOCKS)
         return Cell(about, self.make(dataset.preset, arm.merge, **entries), cost)

@@ -3,6 +3,7 @@
   python -m experiments.images --smoke
   python -m experiments.images --parts=A                 # hours; continues after a stop, on another machine too
   python -m experiments.images --finished                # tables and figures of what is finished; trains nothing
+  python -m experiments.images --design=gpu --minutes=12 --out=results/images/gpu    # what fits
 
 The plan is experiments/images/prereg.md, the parts are experiments/images/plan.py. Every arm is compared with its
 baseline on the same seeds, in the logit of the final test accuracy (and in points, test loss and calibration error),
@@ -50,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--parts", default="all", metavar="A,B", help="of the design, in its order; %(default)s")
     p.add_argument("--archive", default="results/images/runs", metavar="DIR", help="of finished runs; %(default)s")
     p.add_argument("--finished", action="store_true", help="train nothing: tables of what is finished")
+    p.add_argument("--minutes", type=float, metavar="N", help="start no run that would end later; else no limit")
     p.add_argument("--allow_edge", action="store_true", help="a rate at the edge of those tried may be chosen")
     return p
 
@@ -60,6 +62,8 @@ def body(running: study.Study) -> list[Path]:
     plan, parts = planned(args)
     work = Work(running, plan, Archive(Path(args.archive or args.workdir), Path(args.workdir)))
     paths: list[Path] = []
+    if not args.finished:
+        work.estimate(parts)
     for name in parts:
         work.part(name)
         if work.reported:
@@ -80,7 +84,7 @@ def planned(args: argparse.Namespace) -> tuple[Plan, list[str]]:
     recipe = {key: value for key, value in RECIPE.items() if key not in flags.given(args)}
 
     def make(preset: str, merge: str, **entries):
-        return flags.config(args, preset, merge, **recipe, **entries)
+        return flags.config(args, preset, merge, **recipe | entries)
 
     return Plan(design, make), parts
 

@@ -24,7 +24,8 @@ Runs = Iterable[tuple[Cell, runs.Outcome]]
 
 
 def rows(found: Runs) -> pd.DataFrame:
-    """A row per replica: where it belongs, then the columns of `tables.summary`, and the logit of its test accuracy.
+    """A row per replica: where it belongs, the columns of `tables.summary`, its best test accuracy after any evaluated
+    epoch (never a result, but what boards report), and the logit of the final one.
 
     A replica that diverged counts as a net that guesses: accuracy 1/K, test loss log K.
     """
@@ -34,7 +35,9 @@ def rows(found: Runs) -> pd.DataFrame:
             own = outcome.table.drop(columns="depth")
             for position, name in enumerate(ABOUT):
                 own.insert(position, name, cell.about["dataset" if name == "set" else name])
-            out.append(own)
+            course = tables.load(outcome.run_dir)
+            best = course[course["split"] == "test"].groupby("seed")["accuracy"].max()
+            out.append(own.assign(best_OA=own["seed"].map(best)))
     table = pd.concat(out, ignore_index=True)
     lost = table["status"] == "diverged"
     table["OA"] = table["OA"].mask(lost, 1 / table["num_classes"])
@@ -45,13 +48,13 @@ def rows(found: Runs) -> pd.DataFrame:
 
 def tuning(tried: Mapping[tuple[Key, float], tuple[Cell, runs.Outcome]], rates: Mapping[Key, Tuned]) -> pd.DataFrame:
     """A row per replica that tried a rate; `picked`: whether its rate was chosen."""
-    out = []
+    out, columns = [], ["set", "arm", "depth", "rate", "seed", "epochs", "hash", *TUNING, "picked"]
     for (key, rate), (_, outcome) in tried.items():
         about = {"set": key.dataset, "arm": key.arm, "depth": key.depth, "rate": rate}
         own = outcome.table[["seed", "epochs", "hash", *TUNING]].assign(**about)
         own["picked"] = key in rates and rates[key].rate == rate
-        out.append(own[[*about, "seed", "epochs", "hash", *TUNING, "picked"]])
-    table = pd.concat(out, ignore_index=True)
+        out.append(own[columns])
+    table = pd.concat(out, ignore_index=True) if out else pd.DataFrame(columns=columns)
     return table.sort_values(["set", "arm", "depth", "rate", "seed"], ignore_index=True)
 
 

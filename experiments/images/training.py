@@ -1,20 +1,20 @@
 """Chooses the rates and trains, part after part."""
 
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
-
-import pandas as pd
+from statistics import median
 
 from experiments.images.archive import Archive
-from experiments.images.plan import Cell, Key, Part, Plan
+from experiments.images.plan import BLOCKS, Cell, Key, Part, Plan
 from resjax.analysis import tables
 from resjax.config import ConfigError
 from resjax.fair.tuning import Trial, Tuned, tune
 from resjax.sweep import runs, study
 from resjax.sweep.board import duration
 
-SPEED = 1_000.0  # images per second, before a run has told its own
+STARTING = 60.0  # seconds that a run takes beside its training, while --minutes counts
 
 
 class _NotTried(Exception):
@@ -28,6 +28,7 @@ class Work:
       rates: what was chosen.
       tried: the cells that tried a rate, and their outcomes.
       reported: the cells of the parts, and their outcomes.
+      deadline: until when runs may train, by the monotonic clock; None: for ever.
     """
 
     def __init__(self, running: study.Study, plan: Plan, archive: Archive):
@@ -35,27 +36,43 @@ class Work:
         self.rates: dict[Key, Tuned] = {}
         self.tried: dict[tuple[Key, float], tuple[Cell, runs.Outcome]] = {}
         self.reported: list[tuple[Cell, runs.Outcome]] = []
+        minutes = running.args.minutes
+        self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
+        self._latest: list[tuple[Cell, runs.Outcome]] = []
         self._keeps = False
+
+    def estimate(self, parts: Sequence[str]) -> None:
+        """Says how long all parts would take if nothing were finished."""
+        costs = {name: sum(cell.cost for cell in self.plan.all_of(name)) for name in parts}
+        speed = self._speed()
+        each = ", ".join(f"{name} {duration(cost / speed)}" for name, cost in costs.items())
+        self._say(f"at {speed:,.0f} images/s, if nothing were finished: {each}")
 
     def part(self, name: str) -> None:
         """Chooses the rates of a part, and trains it. Raises ConfigError: a rate is at the edge of its grid."""
-        part, args = self.plan.design.parts[name], self.running.args
+        part = self.plan.design.parts[name]
         self._say(f"part {name}: {part.words}")
-        keys = [key for key in self.plan.keys(part) if key not in self.rates]
-        self._try([(key, rate) for key in keys for rate in part.rates], part)
-        for key in keys:
-            with suppress(_NotTried):
-                self.rates[key] = tune(partial(self._trials, part, key), part.rates, allow_edge=args.allow_edge)
-        chosen = [key for key in self.plan.keys(part) if key in self.rates]
-        self.reported += self._train([cell for key in chosen for cell in self._cells(name, part, key)])
+        keys = self.plan.keys(part)
+        rates = dict.fromkeys(keys, part.rate) if part.rate else self._chosen(part, keys)
+        cells = [cell for key, rate in rates.items() for cell in self._cells(name, part, key, rate)]
+        # All arms of the first seeds come first: what is finished early can be compared.
+        self.reported += self._train(sorted(cells, key=lambda cell: cell.config.seed))
 
-    def _cells(self, name: str, part: Part, key: Key) -> list[Cell]:
-        tuned = self.rates[key]
+    def _chosen(self, part: Part, keys: Sequence[Key]) -> dict[Key, float]:
+        new = [key for key in keys if key not in self.rates]
+        self._try([(key, rate) for key in new for rate in part.rates], part)
+        for key in new:
+            with suppress(_NotTried):
+                edge = self.running.args.allow_edge
+                self.rates[key] = tune(partial(self._trials, part, key), part.rates, allow_edge=edge)
+        return {key: self.rates[key].rate for key in keys if key in self.rates}
+
+    def _cells(self, name: str, part: Part, key: Key, rate: float) -> list[Cell]:
         if not part.around:
-            return self.plan.reported(name, key, tuned.rate)
-        rates = sorted(tuned.trials)
-        at = rates.index(tuned.rate)
-        return [cell for rate in rates[max(0, at - 1) : at + 2] for cell in self.plan.reported(name, key, rate)]
+            return self.plan.reported(name, key, rate)
+        rates = sorted(self.rates[key].trials)
+        at = rates.index(rate)
+        return [cell for near in rates[max(0, at - 1) : at + 2] for cell in self.plan.reported(name, key, near)]
 
     def _try(self, wanted: Sequence[tuple[Key, float]], part: Part) -> None:
         cells = {self.plan.tuning(part, *pair).label: pair for pair in wanted if pair not in self.tried}
@@ -75,19 +92,34 @@ class Work:
         return [Trial(error, infinity if gone else 0.0) for error, gone in zip(errors, lost, strict=True)]
 
     def _train(self, cells: Sequence[Cell]) -> list[tuple[Cell, runs.Outcome]]:
-        """Trains what is not finished; with --finished, that is left out."""
+        """Trains what is not finished; with --finished, that is left out, and with --minutes, what does not fit."""
         for cell in cells:
             self.archive.restore(cell.config)
         left = [cell for cell in cells if not self.archive.has(cell.config)]
         if self.running.args.finished:
-            cells = [cell for cell in cells if self.archive.has(cell.config)]
-        elif left:
+            return self._trained([cell for cell in cells if self.archive.has(cell.config)])
+        if left:
             self._say(f"{len(left)} of {len(cells)} runs are left, {self._time(left)}")
+        if self.deadline is None:
+            return self._trained(cells)
+        return [pair for cell in cells if self._fits(cell) for pair in self._trained([cell])]
+
+    def _fits(self, cell: Cell) -> bool:
+        """Whether the time allows it, or it takes none."""
+        end = time.monotonic() + STARTING + cell.cost / self._speed()
+        fits = self.archive.has(cell.config) or end < self.deadline
+        if not fits:
+            self._say(f"{cell.label}: does not fit --minutes")
+        return fits
+
+    def _trained(self, cells: Sequence[Cell]) -> list[tuple[Cell, runs.Outcome]]:
         if not cells:
             return []
         self._start(cells[0])
         outcomes = self.running.train({cell.label: cell.config for cell in cells})
-        return list(zip(cells, outcomes, strict=True))
+        pairs = list(zip(cells, outcomes, strict=True))
+        self._latest = [pair for pair in [*self._latest, *pairs] if pair[1].run_dir][-5:]
+        return pairs
 
     def _start(self, cell: Cell) -> None:
         if not self._keeps:
@@ -96,10 +128,16 @@ class Work:
             self._keeps = True
 
     def _time(self, left: Sequence[Cell]) -> str:
-        dirs = [outcome.run_dir for _, outcome in [*self.tried.values(), *self.reported] if outcome.run_dir]
-        speeds = pd.concat([tables.load(path)["images_per_s"] for path in dirs[-5:]]) if dirs else pd.Series(SPEED)
-        speed = float(speeds.median())
+        speed = self._speed()
         return f"about {duration(sum(cell.cost for cell in left) / speed)} at {speed:,.0f} images/s"
 
+    def _speed(self) -> float:
+        """Images of a ResNet-8 per second, by the latest runs."""
+        speeds = [
+            tables.load(outcome.run_dir)["images_per_s"].median() * (cell.about["depth"] - 2) / (2 * BLOCKS)
+            for cell, outcome in self._latest
+        ]
+        return float(median(speeds)) if speeds else self.plan.design.speed
+
     def _say(self, text: str) -> None:
-        self.running.console.print(text, markup=False, highlight=False)
+        self.running.console.print(text, markup=False, highlight=False, soft_wrap=True)
