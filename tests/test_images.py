@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from fake_runs import Trainer
 
+from experiments.images import kernels, tables
 from experiments.images import study as images
-from experiments.images import tables
 from experiments.images.plan import ARMS, DESIGNS, Key
 from resjax import config as config_lib
 from resjax.analysis import plots
@@ -234,3 +234,35 @@ def test_epochs_to_the_loss_of_the_sum():
     assert found.loc["add", ["reached", "mean"]].tolist() == [2, 3]
     assert found.loc["mul", ["reached", "mean"]].tolist() == [2, 2]
     assert found.loc["mul_bn1", ["pairs", "reached"]].tolist() == [2, 0] and np.isnan(found.loc["mul_bn1", "mean"])
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_errors_of_a_kernel(rows):
+    """Leave-one-out is that of a regression without the image; eigenlearning is near what other images get."""
+    rng, C, M, n = np.random.default_rng(0), 3, 150, 50
+    features = rng.normal(size=(M * rows, 12)) * 2.0 ** -np.arange(12)
+    kernel = features @ features.T + 0.05 * np.eye(M * rows)
+    labels = np.argmax(rng.normal(size=(M, C)) + 3 * features[::rows, :1] * [1, 0, -1], 1)
+    found = kernels.errors(kernel, labels, n, C)
+    K = kernel / np.median(np.diag(kernel))
+    Y = (np.eye(C)[labels] - np.bincount(labels[:n], minlength=C) / n).reshape(M * rows, -1)
+
+    def residual(train, test):
+        solved = np.linalg.solve(K[np.ix_(train, train)] + kernels.RIDGE * np.eye(len(train)), Y[train])
+        return Y[test] - K[np.ix_(test, train)] @ solved
+
+    seen = np.arange(n * rows)
+    squares = [residual(np.delete(seen, own), own) ** 2 for own in seen.reshape(n, rows)]
+    assert found["leave_one_out"] == pytest.approx(np.mean(squares) / np.mean(Y[seen] ** 2), rel=1e-6)
+    rest = np.arange(n * rows, M * rows)
+    assert found["eigenlearning"] == pytest.approx(np.mean(residual(seen, rest) ** 2) / np.mean(Y**2), rel=0.3)
+
+
+def test_whether_a_kernel_knew():
+    arms, errors = ["add", "mul", "mul_bn1"], [0.2, 0.4, 0.3]
+    table = pd.DataFrame({"set": "digits", "kernel": "trace", "arm": arms, "eigenlearning": [1, 3, 2.0],
+                          "leave_one_out": [3, 1, 2.0]})  # fmt: skip
+    rows = pd.DataFrame({"part": "A", "set": "digits", "depth": 4, "arm": arms, "OA": [1 - e for e in errors]})
+    found = tables.knew(table, rows, DESIGNS["smoke"]).set_index("predictor")
+    assert found["tau"].to_dict() == {"eigenlearning": 1, "leave_one_out": -1} and (found["arms"] == 3).all()
+    assert found.loc["eigenlearning", "p"] == pytest.approx(2 / 6)  # of all orders of three

@@ -81,6 +81,29 @@ class Part:
     around: bool = False
 
 
+class Kernel(NamedTuple):
+    """Tangent kernels at initialisation.
+
+    Attributes:
+      sets, arms: as of a part.
+      mode: "trace" (class-summed) or "full".
+      pool: images of a kernel.
+      n: of them, those that are regressed on.
+      seeds: of each arm.
+      depth: of the nets.
+      parts: whose final errors are compared, the first that has the arm.
+    """
+
+    sets: tuple[str, ...]
+    arms: tuple[str, ...]
+    mode: str
+    pool: int
+    n: int
+    seeds: int = 3
+    depth: int = 8
+    parts: tuple[str, ...] = ("A", "D")
+
+
 Where = tuple[str, str]  # part, data set
 
 
@@ -92,6 +115,7 @@ class Design:
       sets: data sets.
       parts: in their order.
       contrasts: between two (part, data set); the first is primary.
+      kernels: that are measured at initialisation.
       at_once: replicas of a run.
       speed: images of a ResNet-8 per second, before a run has told its own.
       entries: of the config, beside the recipe.
@@ -100,6 +124,7 @@ class Design:
     sets: Mapping[str, Set]
     parts: Mapping[str, Part]
     contrasts: Mapping[str, tuple[Where, Where]] = field(default_factory=dict)
+    kernels: tuple[Kernel, ...] = ()
     at_once: int = 2
     speed: float = 1_000.0
     entries: Mapping = field(default_factory=dict)
@@ -107,6 +132,7 @@ class Design:
 
 _FEW = (0.01, 0.03, 0.1, 0.3, 1.0)
 _D = ("add", "gate_sig", "gate_2sig", "se", "pi", "mul_res", "add, LN", "mul, LN", "add, usual", "mul_bn1, usual")
+_ALL = tuple(dict.fromkeys(CORE + _D))
 _DEEP = ("add", "mul", "mul_bn1", "mul_res", "add, LN", "mul, LN")
 _BOTH = ("cifar10", "cifar100")
 _BOARD = ("add", "mul_bn1", "mul_res", "se", "gate_2sig", "mul, LN")
@@ -139,6 +165,7 @@ DESIGNS = {
             ),
             "CIFAR-100 less CIFAR-10, 30 epochs": (("C", "cifar100"), ("C", "cifar10")),
         },
+        (Kernel(_BOTH, _ALL, "trace", 1_024, 512), Kernel(("cifar10",), _ALL, "full", 512, 256)),
     ),
     "gpu": Design(
         {name: Set(name, 50_000) for name in _BOTH},
@@ -159,6 +186,7 @@ DESIGNS = {
             "C": Part("Slower or worse?", ("digits",), ("add", "mul_bn1"), 2, 3, (4,)),
         },
         {"three epochs less two": (("C", "digits"), ("A", "digits"))},
+        (Kernel(("digits",), ("add", "mul_bn1"), "trace", 64, 32, 2, 4, ("A",)),),
     ),
 }  # fmt: skip
 
@@ -211,6 +239,14 @@ class Plan(NamedTuple):
             return [self._on_validation(name, part, key, rate, part.epochs)]
         runs = [(first, min(at_once, part.seeds - first)) for first in range(0, part.seeds, at_once)]
         return [self._cell(name, part, key, rate, part.epochs, first, count) for first, count in runs]
+
+    def untrained(self, kernel: Kernel) -> dict[Key, ConfigDict]:
+        """The nets whose kernels are measured."""
+        out = {}
+        for key in [Key(name, arm, kernel.depth) for name in kernel.sets for arm in kernel.arms]:
+            part = Part("", kernel.sets, kernel.arms, kernel.seeds, 1)
+            out[key] = self._cell("kernel", part, key, part.rates[0], 1, 0, kernel.seeds).config
+        return out
 
     def all_of(self, name: str) -> list[Cell]:
         """The cells of a part and of its tuning, at rates that stand for those to be chosen."""

@@ -13,8 +13,8 @@ What a finished run leaves in --archive (its config, origin, metrics and scores;
 commit it, and another machine goes on from there.
 
 Writes OUT.csv (a row per replica), OUT_tuning.csv, OUT_differences.csv, OUT_contrasts.csv, OUT_curves.csv,
-OUT_reached.csv (epochs to the baseline's loss), OUT_around.csv (rates beside the picked ones, at full length) and
-figures.
+OUT_reached.csv (epochs to the baseline's loss), OUT_around.csv (rates beside the picked ones, at full length),
+OUT_kernels.csv, OUT_knew.csv (do the kernels order the arms?) and figures.
 Exit code 1: a cell failed; 2: bad input, in one line; 128 + n: stopped by signal n.
 """
 
@@ -34,7 +34,9 @@ from resjax.config import ConfigError
 from resjax.sweep import flags, runs, study
 
 MODULE = "experiments.images"
-SMOKE = {"design": "smoke", "width": 8, "archive": "", "allow_edge": True, "out": "results/images_smoke"}
+SMOKE = {
+    "design": "smoke", "width": 8, "archive": "", "allow_edge": True, "kernels": True, "out": "results/images_smoke",
+}  # fmt: skip
 DECIDED = ("seed", "seeds", "epochs", "model.depth", "dataset.train_size", "optimizer.learning_rate")
 SUFFIXES = ("_tuning", "_differences", "_contrasts", "_curves", "_reached", "_around")
 
@@ -50,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--design", default="cpu", metavar="NAME", help=f"of {', '.join(DESIGNS)}; %(default)s")
     p.add_argument("--parts", default="all", metavar="A,B", help="of the design, in its order; %(default)s")
     p.add_argument("--archive", default="results/images/runs", metavar="DIR", help="of finished runs; %(default)s")
+    p.add_argument("--kernels", action="store_true", help="also the tangent kernels at initialisation")
     p.add_argument("--finished", action="store_true", help="train nothing: tables of what is finished")
     p.add_argument("--minutes", type=float, metavar="N", help="start no run that would end later; else no limit")
     p.add_argument("--allow_edge", action="store_true", help="a rate at the edge of those tried may be chosen")
@@ -70,7 +73,7 @@ def body(running: study.Study) -> list[Path]:
             paths = report(work)
     if not paths:
         raise ConfigError(f"{', '.join(parts)}: no run is finished")
-    return paths
+    return paths + (known(work) if args.kernels else [])
 
 
 def planned(args: argparse.Namespace) -> tuple[Plan, list[str]]:
@@ -103,6 +106,26 @@ def report(work: Work) -> list[Path]:
         written["_around"] = images.around(around, work.rates)
     paths = running.publish(written, said)
     return paths + draw(running.args.out)
+
+
+def known(work: Work) -> list[Path]:
+    """Measures the tangent kernels at initialisation, and whether they knew the final errors; returns the paths."""
+    from experiments.images.kernels import measure
+
+    running, plan, rows = work.running, work.plan, []
+    for kernel in plan.design.kernels:
+        nets = plan.untrained(kernel)
+        options = {"mode": kernel.mode, "pool": kernel.pool, "n": kernel.n}
+        todo = {f"{key.dataset}, {key.arm}, {kernel.mode} kernel": (config, options) for key, config in nets.items()}
+        found = running.measure(todo, measure, "kernel")
+        rows += [
+            pd.DataFrame(found[label]["rows"]).assign(set=key.dataset, arm=key.arm)
+            for label, key in zip(todo, nets, strict=True)
+            if label in found
+        ]
+    table = pd.concat(rows, ignore_index=True)
+    final = images.rows(_reported(work, around=False))
+    return running.publish({"_kernels": table, "_knew": images.knew(table, final, plan.design)}, {})
 
 
 def _reported(work: Work, *, around: bool) -> list:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.stats import kendalltau
 
 from experiments.images.plan import ARMS, Cell, Design, Key, Where
 from resjax import stats
@@ -187,6 +188,24 @@ def reached(course: pd.DataFrame) -> pd.DataFrame:
             | {"pairs": len(first), "reached": epochs["n"], "epochs": own["epoch"].max()}
             | {name: epochs[name] for name in ("mean", "ci_low", "ci_high")}
         )
+    return pd.DataFrame(out)
+
+
+def knew(kernels: pd.DataFrame, rows: pd.DataFrame, design: Design) -> pd.DataFrame:
+    """Kendall's tau-b of predicted and final test errors over arms, means over seeds; p of the exact test."""
+    out = []
+    for kernel in design.kernels:
+        for dataset in kernel.sets:
+            own = kernels[(kernels["kernel"] == kernel.mode) & (kernels["set"] == dataset)]
+            predicted = own.groupby("arm")[["eigenlearning", "leave_one_out"]].mean()
+            beside = rows[(rows["set"] == dataset) & (rows["depth"] == kernel.depth) & rows["part"].isin(kernel.parts)]
+            errors = 1 - beside.groupby(["part", "arm"], sort=False)["OA"].mean().groupby("arm").first()
+            arms = predicted.index.intersection(errors.index)
+            for name in predicted:
+                found = kendalltau(predicted.loc[arms, name], errors[arms]) if len(arms) > 1 else None
+                about = {"set": dataset, "kernel": kernel.mode, "predictor": name, "arms": len(arms)}
+                values = {"tau": found.statistic, "p": found.pvalue} if found else {"tau": np.nan, "p": np.nan}
+                out.append(about | values)
     return pd.DataFrame(out)
 
 
