@@ -12,6 +12,7 @@ from resjax.analysis import plots
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LINES = {"": "-", "LN": "--", "usual": ":"}  # what follows the merge in the name of an arm -> its line
 
@@ -98,13 +99,8 @@ def curves(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     """Test accuracy by epoch: a panel per part and data set; the band is the 95 % CI of the mean."""
     table = _shallow(table[table["metric"] == "test_accuracy"])
     panels = list(dict.fromkeys(zip(table["part"], table["set"], strict=True)))
-    columns = min(3, len(panels))
-    lines = -(-len(panels) // columns)
-    figure = plots.new_figure(plots.WIDTH, 0.4 + 2.1 * lines)
-    grid = figure.subplots(lines, columns, squeeze=False).ravel()
-    for axes in grid[len(panels) :]:
-        axes.set_visible(False)
-    for (part, dataset), axes in zip(panels, grid, strict=False):
+    figure, grid = _panels(len(panels), "epoch", "test accuracy (%)")
+    for (part, dataset), axes in zip(panels, grid, strict=True):
         own = table[(table["part"] == part) & (table["set"] == dataset)]
         for arm, rows in own.groupby("arm", sort=False):
             style = look(arm)
@@ -113,8 +109,6 @@ def curves(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
             axes.fill_between(rows["epoch"], low, high, color=style["color"], alpha=0.18, linewidth=0)
         axes.set_title(f"{part}: {dataset}, n = {own['n'].max():.0f}", fontsize=8)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.supxlabel("epoch", fontsize=9)
-    figure.supylabel("test accuracy (%)", fontsize=9)
     _legend(figure, table["arm"])
     return plots.saved(figure, path)
 
@@ -124,13 +118,8 @@ def rates(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     """Validation accuracy by learning rate while tuning: a panel per data set; a ring marks what was picked."""
     table = table[table["depth"] == table["depth"].min()]
     sets = list(dict.fromkeys(table["set"]))
-    columns = min(3, len(sets))
-    lines = -(-len(sets) // columns)
-    figure = plots.new_figure(plots.WIDTH, 0.5 + 2.1 * lines)
-    grid = figure.subplots(lines, columns, squeeze=False).ravel()
-    for axes in grid[len(sets) :]:
-        axes.set_visible(False)
-    for dataset, axes in zip(sets, grid, strict=False):
+    figure, grid = _panels(len(sets), "learning rate", "validation accuracy (%)")
+    for dataset, axes in zip(sets, grid, strict=True):
         for arm, own in table[table["set"] == dataset].groupby("arm", sort=False):
             style = look(arm)
             mean = 100 * own.groupby("rate")["validation_accuracy"].mean()
@@ -140,8 +129,6 @@ def rates(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
             axes.plot(chosen.index, chosen, color=style["color"], **ring)
         axes.set_xscale("log")
         axes.set_title(dataset, fontsize=8)
-    figure.supxlabel("learning rate", fontsize=9)
-    figure.supylabel("validation accuracy (%)", fontsize=9)
     _legend(figure, table["arm"])
     return plots.saved(figure, path)
 
@@ -167,7 +154,22 @@ def depth(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
     return plots.saved(figure, path)
 
 
-def _legend(figure, arms: pd.Series) -> None:
+def _panels(count: int, x: str, y: str) -> tuple["Figure", list["Axes"]]:
+    """Up to three in a row."""
+    columns = min(3, count)
+    lines = -(-count // columns)
+    figure = plots.new_figure(plots.WIDTH, 0.5 + 2.1 * lines)
+    grid = figure.subplots(lines, columns, squeeze=False)
+    for axes in grid.ravel()[count:]:
+        axes.set_visible(False)
+    for axes in grid.ravel()[max(0, count - columns) : count]:
+        axes.set_xlabel(x)
+    for axes in grid[:, 0]:
+        axes.set_ylabel(y)
+    return figure, list(grid.ravel()[:count])
+
+
+def _legend(figure: "Figure", arms: pd.Series) -> None:
     from matplotlib.lines import Line2D
 
     names = [arm for arm in ARMS if arm in set(arms)]
