@@ -19,6 +19,10 @@ def check(model: ConfigDict) -> None:
         close = difflib.get_close_matches(model.merge, MERGES, n=3) or MERGES
         raise ConfigError(f"config.model.merge={model.merge!r}: no such merge; did you mean {', '.join(close)}?")
     depth = sum(blocks for blocks, _, _ in _stages(model))
+    if model.merge_blocks and MERGES[model.merge].connection:
+        raise ConfigError(
+            f"config.model.merge_blocks={model.merge_blocks}: {model.merge} reads the outputs of all blocks; use 0"
+        )
     if model.merge_blocks > depth:
         raise ConfigError(f"config.model.merge_blocks={model.merge_blocks}: the net has {depth} blocks")
 
@@ -59,6 +63,7 @@ def build(model: ConfigDict, num_classes: int, *, dtype: str = "float32", axis_n
         block=partial(block, **_merge(model, MERGES[model.merge])),
         other=partial(block, **_merge(model, MERGES["add"])),
         merge_blocks=model.merge_blocks,
+        connection=MERGES[model.merge].connection,
         linear=linear,
         norm=norm,
         activation=model.activation,

@@ -10,6 +10,8 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.initializers import zeros
+from jax import lax
 
 from resjax.models.layers import Linear
 
@@ -138,6 +140,51 @@ class NormProjectedProduct(ThirdMap):
         return self.norm(name="norm")(Linear(f.shape[-1], 1, 1, self.dtype, name="linear")(s * f), train)
 
 
+class LowRank(ThirdMap):
+    """A (B s), both over channels, rank C/8 but at least 1; A is 0 at init (LAuReL-LR, 2411.07501, section 2.2)."""
+
+    @nn.compact
+    def __call__(self, h, s, f, train):
+        rank = max(1, s.shape[-1] // 8)
+        low = nn.Dense(rank, use_bias=False, dtype=self.dtype, name="down")(s)
+        return nn.Dense(s.shape[-1], use_bias=False, dtype=self.dtype, kernel_init=zeros, name="up")(low)
+
+
+class DeltaUpdate(ThirdMap):
+    """beta (v - k.s) k at each position, over channels: k = f/|f|, beta = 2 sig(b.f + bias), v = w.f, all learned.
+
+    beta = 0 leaves s, 1 replaces its part along k by v, 2 reflects it (2601.00417, equation 5, with one value).
+    """
+
+    @nn.compact
+    def __call__(self, h, s, f, train):
+        k = f * lax.rsqrt(jnp.sum(jnp.square(f), -1, keepdims=True) + 1e-6)
+        bias = nn.initializers.constant(self.bias)
+        beta = 2 * nn.sigmoid(nn.Dense(1, dtype=self.dtype, kernel_init=zeros, bias_init=bias, name="logit")(f))
+        v = nn.Dense(1, use_bias=False, dtype=self.dtype, name="value")(f)
+        self.sow("intermediates", "beta", beta)
+        return beta * (v - jnp.sum(k * s, -1, keepdims=True)) * k
+
+
+class BranchGate(ThirdMap):
+    """sig(norm(W h)), W a 1x1 convolution: a gate for each unit of the branch."""
+
+    channels_per_gate = 1
+
+    @nn.compact
+    def __call__(self, h, s, f, train):
+        gates = max(1, f.shape[-1] // self.channels_per_gate)
+        mixed = Linear(gates, 1, self.stride, self.dtype, name="linear")(h)
+        gate = nn.sigmoid(self.norm(bias=self.bias, name="out_norm")(mixed, train))
+        return jnp.repeat(gate, f.shape[-1] // gates, -1)
+
+
+class BranchGateGroup(BranchGate):
+    """The same with one gate for eight channels, as for a head."""
+
+    channels_per_gate = 8
+
+
 MAPS: dict[str, type[ThirdMap]] = {
     "se": SE,
     "cbam": CBAM,
@@ -148,5 +195,9 @@ MAPS: dict[str, type[ThirdMap]] = {
     "shortcut_gate": ShortcutGate,
     "norm_product": NormProduct,
     "norm_projected_product": NormProjectedProduct,
+    "low_rank": LowRank,
+    "delta_update": DeltaUpdate,
+    "branch_gate": BranchGate,
+    "branch_gate_group": BranchGateGroup,
 }
 PARAMETER_FREE = frozenset({"pooled_sigmoid", "simam"})  # what is learned of them lies in the branch

@@ -16,13 +16,16 @@ Danger: with a ReLU after the merge, s >= 0 and relu(s*f) halves the live units 
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.nn import relu, sigmoid
+
+from resjax.models.streams import ATTENTION, DENSE, HC, MHC, TWO_CELLS, X0, Connection
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,15 @@ class Merge:
       branch_scale, branch_bias: init of the branch's last norm.
       shortcut_norm: whether `s` is normalised; always true of a 1x1-convolution shortcut.
       shortcut_bias: init of that norm's bias; its scale is the branch's.
-      params: learned scalars and their inits.
+      params: learned scalars and their inits: numbers, or functions of the block's index from 0.
       extra: name of the module (`resjax.models.gates.MAPS`) that computes the third map `m`.
       extra_bias: init of that module's bias, where it has one.
       scheduled: whether combine takes `t`, which goes from 0 to 1 over the first half of training.
       gates: of the merge.
       core: whether the merge belongs to the core comparison.
+      recent: whether it belongs to the comparison of merges over depth and streams.
+      branch: kind of the branch, of `resjax.models.resnet.Branch`.
+      connection: what the block reads and writes beside the output of the block before; None: nothing.
     """
 
     name: str
@@ -79,12 +85,21 @@ class Merge:
     branch_bias: float = 0.0
     shortcut_norm: bool = False
     shortcut_bias: float = 0.0
-    params: Mapping[str, float] = field(default_factory=dict, hash=False)  # a net that has a Merge needs its hash
+    params: Mapping[str, float | Callable[[int], float]] = field(
+        default_factory=dict, hash=False
+    )  # a net that has a Merge needs its hash
     extra: str = ""
     extra_bias: float = 0.0
     scheduled: bool = False
     gates: tuple[Gate, ...] = ()
     core: bool = False
+    recent: bool = False
+    branch: Literal["conv", "glu", "pure"] = "conv"
+    connection: Connection | None = None
+
+    def inits(self, index: int = 0) -> dict[str, float]:
+        """The inits of `params` in the block with this index."""
+        return {name: init(index) if callable(init) else init for name, init in self.params.items()}
 
 
 MERGES: dict[str, Merge] = {}
@@ -215,6 +230,56 @@ for _name, _gate in {"se": MAP_GATE, "cbam": _CBAM, "eca": MAP_GATE, "simam": _S
         _name, lambda s, f, m: s + f * m, f"s + f*{_name}(f)",
         identity="exact", extra=_name, gates=(_gate,), core=_name == "se",
     )  # fmt: skip
+
+# --- Products and gates of 2024 to 2026 -------------------------------------------------------------------------
+_recent = partial(register, recent=True)
+# LAuReL (2411.07501): learned weights of both, or a low-rank map of the shortcut.
+_recent("laurel_rw", lambda s, f, a, b: a * f + b * s, "b*s + a*f", identity="exact", params={"a": 1.0, "b": 1.0})
+_recent(
+    "laurel_lr", lambda s, f, m, a: a * f + s + m, "s + a*f + A(B s)",
+    identity="exact", params={"a": 1.0}, extra="low_rank",
+)  # fmt: skip
+# Deep Delta Learning (2601.00417): along the unit vector k the shortcut's part is replaced by v, as far as beta says.
+_recent(
+    "delta", lambda s, f, m: s + m, "s + beta*(v - k.s)*k, k = f/|f|, beta = 2sig(b)",
+    identity="no", extra="delta_update", extra_bias=0.0,
+)  # fmt: skip
+# Gated attention's winner (2505.06708): the branch times a gate of the block's input, each unit or a group of channels.
+_GATED = {"extra": "branch_gate", "identity": "exact", "gates": (MAP_GATE,)}
+_recent("branch_gate", lambda s, f, m: s + f * m, "s + f*sig(W h)", **_GATED)
+_recent(
+    "branch_gate_group", lambda s, f, m: s + f * m, "s + f*sig(W h), one gate for eight channels",
+    **_GATED | {"extra": "branch_gate_group"},
+)  # fmt: skip
+# PolyNeXt (2605.20839): a normalised product, scaled by sig(a), which is 1/2, 1/3, 1/4, ... over the depth.
+_SCALED = {"a": lambda index: -math.log(index + 1)}
+_recent(
+    "pi_sigmoid", lambda s, f, m, a: s + sigmoid(a) * m, "s + sig(a)*norm(s*f)",
+    identity="exact", extra="norm_product", params=_SCALED,
+)  # fmt: skip
+_recent(
+    "pi_sigmoid_f", lambda s, f, m, a: s + f + sigmoid(a) * m, "s + f + sig(a)*norm(s*f)",
+    identity="exact", extra="norm_product", params=_SCALED,
+)  # fmt: skip
+_recent("glu", lambda s, f: s + f, "s + W3 (W1 h * W2 h)", identity="exact", branch="glu")
+_recent("pure", lambda s, f: s + f, "s + sign(W y)*exp(W log|y|)", identity="exact", branch="pure")
+
+# --- Connections: over depth and over streams (resjax/models/streams.py) --------------------------------------------
+_recent("x0", lambda s, f: s + f, "r*s + f + c*v_0", identity="exact", connection=X0)
+_recent("two_cells", lambda s, f: s + f, "s + f of norm(p*h[l-2] + q*h[l-1])", identity="no", connection=TWO_CELLS)
+for _name in ("mul", "mul_bn1", "pi_sigmoid"):
+    _own = {f.name: getattr(MERGES[_name], f.name) for f in fields(Merge) if f.name not in ("name", "core", "recent")}
+    _own |= {"formula": f"{_own['formula']} of norm(p*h[l-2] + q*h[l-1])", "identity": "no", "connection": TWO_CELLS}
+    _recent(f"{_name}_two_cells", **_own)
+for _name, _connection, _formula in (
+    ("attnres", ATTENTION, "{} of sum_i softmax_i(w.rms(v_i))*v_i"),
+    ("dense", DENSE, "{} of W [v_0, ..., v_l]"),
+    ("hc", HC, "X <- H_res X + H_post {}, of H_pre X"),
+    ("mhc", MHC, "X <- H_res X + H_post {}, of H_pre X; H_res doubly stochastic"),
+):
+    _declared = {"identity": "no", "connection": _connection}
+    _recent(_name, lambda s, f: f, _formula.format("f"), **_declared)
+    _recent(f"{_name}_mul", lambda s, f: s * f, _formula.format("s*f"), **_declared)
 
 # --- Interventions: what a merge can express against how it trains ----------------------------------------------
 register(

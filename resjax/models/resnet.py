@@ -1,7 +1,8 @@
 """Residual networks of feature maps or vectors, whose blocks join their two paths by a merge.
 
 Parameters are named transformer (where there is one), stem, stage{i}_block{j}/{branch, shortcut, merge}, head. A norm
-called `out_norm` feeds the merge.
+called `out_norm` feeds the merge. A merge with a connection has its parameters in stage{i}_block{j}/connection and
+last_connection, and projections of what it carries in stage{i}_block{j}/carry{k}.
 """
 
 from collections.abc import Iterator
@@ -14,12 +15,21 @@ import jax.numpy as jnp
 from resjax.models.gates import MAPS, spatial_axes
 from resjax.models.layers import ACTIVATIONS
 from resjax.models.merges import Merge
+from resjax.models.streams import Connection, Declared, Maps, Place
 from resjax.models.transformer import SpatialTransformer
+
+LOG_EPS = 0.1  # of "pure": log(|y| + eps) is bounded below, as the derivative is
 
 
 class Branch(nn.Module):
-    """`norm(W2 act(norm(W1 h)))`, [B, H, W, C] -> [B, H/stride, W/stride, features]."""
+    """The branch of `h`, [B, H, W, C] -> [B, H/stride, W/stride, features], normalised at its end.
 
+    `kind` is "conv": `norm(W2 act(norm(W1 h)))`; "glu": `norm(W3 (norm(W1 h) * norm(W2 h)))`, without an activation
+    (PolyNeXt, 2605.20839); "pure": `norm(sign(W2 y) exp(W2 log(|y| + eps)))` of the same y = act(norm(W1 h)), with
+    one W2: a product of powers (PURe, 2505.04397).
+    """
+
+    kind: str
     features: int
     stride: int
     activation: str
@@ -31,11 +41,16 @@ class Branch(nn.Module):
 
     @nn.compact
     def __call__(self, h: jax.Array, train: bool) -> jax.Array:
-        h = self.linear(self.features, 3, self.stride, name="linear1")(h)
-        h = ACTIVATIONS[self.activation](self.norm(name="norm1")(h, train))
-        h = nn.Dropout(self.dropout, deterministic=not train)(h)
-        h = self.linear(self.features, 3, 1, name="linear2")(h)
-        return self.norm(scale=self.scale, bias=self.bias, name="out_norm")(h, train)
+        y = self.norm(name="norm1")(self.linear(self.features, 3, self.stride, name="linear1")(h), train)
+        if self.kind == "glu":
+            gate = self.linear(self.features, 3, self.stride, name="linear3")(h)
+            y = y * self.norm(name="norm3")(gate, train)
+        else:
+            y = ACTIVATIONS[self.activation](y)
+        y = nn.Dropout(self.dropout, deterministic=not train)(y)
+        second = self.linear(self.features, 3, 1, name="linear2")
+        f = jnp.sign(second(y)) * jnp.exp(second(jnp.log(jnp.abs(y) + LOG_EPS))) if self.kind == "pure" else second(y)
+        return self.norm(scale=self.scale, bias=self.bias, name="out_norm")(f, train)
 
 
 class Shortcut(nn.Module):
@@ -75,12 +90,13 @@ class MergePoint(nn.Module):
     granularity: str
     norm: partial
     dtype: jnp.dtype
+    index: int
 
     @nn.compact
     def __call__(self, h: jax.Array, s: jax.Array, f: jax.Array, train: bool) -> jax.Array:
         more = {
-            name: self.param(name, nn.initializers.constant(init), ()).astype(self.dtype)
-            for name, init in self.merge.params.items()
+            name: self.param(name, nn.initializers.constant(value), ()).astype(self.dtype)
+            for name, value in self.merge.inits(self.index).items()
         }
         if self.merge.extra:
             module = MAPS[self.merge.extra]
@@ -94,7 +110,10 @@ class MergePoint(nn.Module):
 class Block(nn.Module):
     """Shortcut and branch of `h`, merged: [B, H, W, C] -> [B, H/stride, W/stride, features].
 
+    With a connection the block also takes, and returns beside its output, what is carried.
+
     Attributes:
+      index: of the block in the net, from 0.
       scale: init g of the norms that feed the merge.
       gate_bias: init of the bias of a gate computed from the block's input.
       The others are the words of config.model.
@@ -113,11 +132,13 @@ class Block(nn.Module):
     linear: partial
     norm: partial
     dtype: jnp.dtype
+    index: int = 0
 
     @nn.compact
-    def __call__(self, h: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, h: jax.Array, train: bool, carried: Maps = ()) -> jax.Array | tuple[jax.Array, Maps]:
         merge, layers = self.merge, {"linear": self.linear, "norm": self.norm}
         branch = Branch(
+            merge.branch,
             self.features,
             self.stride,
             self.activation,
@@ -128,10 +149,23 @@ class Block(nn.Module):
             name="branch",
         )
         norm_inits = (self.scale, merge.shortcut_bias) if merge.shortcut_norm else None
-        shortcut = Shortcut(self.features, self.stride, self.shortcut, norm_inits, **layers, name="shortcut")
-        point = MergePoint(merge, self.stride, self.gate_bias, self.granularity, self.norm, self.dtype, name="merge")
-        z = point(h, shortcut(h, train), branch(h, train), train)
-        return ACTIVATIONS[self.post_activation](z)
+        shortcut = partial(Shortcut, self.features, self.stride, self.shortcut, **layers)
+        point = MergePoint(
+            merge, self.stride, self.gate_bias, self.granularity, self.norm, self.dtype, self.index, name="merge"
+        )
+        connection, p = merge.connection, {}
+        if connection:
+            place = Place(self.index, h.shape[-1], self.features, len(carried))
+            p = Declared(connection.params, place, self.dtype, name="connection")()
+            h = connection.read(h, carried, p)
+        f, s = branch(h, train), shortcut(norm_inits=norm_inits, name="shortcut")(h, train)
+        z = ACTIVATIONS[self.post_activation](point(h, s, f, train))
+        if not connection:
+            return z
+        if z.shape != h.shape:
+            new = [] if connection.per_stage else enumerate(carried)
+            carried = tuple(shortcut(norm_inits=None, name=f"carry{i}")(v, train) for i, v in new)
+        return connection.write(carried, s, f, z, p)
 
 
 class ResNet(nn.Module):
@@ -140,9 +174,10 @@ class ResNet(nn.Module):
     Attributes:
       stages: (number of blocks, features, stride of the first block) of each stage.
       num_classes: K.
-      block: `Block` with all but features and stride filled in.
+      block: `Block` with all but features, stride and index filled in.
       other: the same of the blocks that don't have the merge.
       merge_blocks: how many have it, spread evenly; 0: all.
+      connection: of the merge, or None.
       vectors: flatten the input, and use dense layers throughout.
       front: "stn": a spatial transformer of the images comes before all else; "none": nothing does.
     """
@@ -152,6 +187,7 @@ class ResNet(nn.Module):
     block: partial
     other: partial
     merge_blocks: int
+    connection: Connection | None
     linear: partial
     norm: partial
     activation: str
@@ -167,10 +203,18 @@ class ResNet(nn.Module):
         h = x.reshape(x.shape[0], -1) if self.vectors else x
         h = self.linear(self.stages[0][1], name="stem")(h)
         h = ACTIVATIONS[self.activation](self.norm(name="stem_norm")(h, train))
-        kinds = self._kinds()
+        kinds, connection = enumerate(self._kinds()), self.connection
+        carried = connection.start(h) if connection else ()
         for i, (blocks, features, stride) in enumerate(self.stages, 1):
             for j in range(1, blocks + 1):
-                h = next(kinds)(features, stride if j == 1 else 1, name=f"stage{i}_block{j}")(h, train)
+                index, block = next(kinds)
+                block = block(features, stride if j == 1 else 1, index=index, name=f"stage{i}_block{j}")
+                h, carried = block(h, train, carried) if connection else (block(h, train), ())
+        if connection:
+            place = Place(index + 1, h.shape[-1], h.shape[-1], len(carried))
+            h = connection.last(
+                h, carried, Declared(connection.last_params, place, self.dtype, name="last_connection")()
+            )
         h = jnp.mean(h, spatial_axes(h)) if self.head == "gap" else h.reshape(h.shape[0], -1)
         return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(h).astype(
             jnp.promote_types(self.dtype, jnp.float32)

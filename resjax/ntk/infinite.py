@@ -39,7 +39,7 @@ from resjax.models.merges import MERGES, Merge
 
 # A merge registered later is covered, too, if it is elementwise, affine in s and smooth in f.
 COVERED = (
-    "add", "add_bn", "add_zero", "homotopy",
+    "add", "add_bn", "add_zero", "laurel_rw", "homotopy",
     "mul", "mul_bn", "mul_bn1", "mul_res", "mul_rezero",
     "gate_sig", "gate_sig_bn", "gate_2sig", "gate_alpha", "gate_tanh", "gate_exp", "iand", "arl", "nal",
     "se",
@@ -160,6 +160,8 @@ def _join(name: str) -> _Affine | _Attention:
     merge = MERGES.get(name)
     if merge is None or (merge.extra and name != "se"):
         raise _not_covered(name, "it is not registered" if merge is None else "its third map has no closed form here")
+    if merge.branch != "conv" or merge.connection:
+        raise _not_covered(name, "only merges of two operands with the usual branch are")
     with jax.enable_x64():
         if merge.extra:
             # The variance of g is 1/2: LeCun's init twice, with a ReLU between.
@@ -180,7 +182,7 @@ def _join(name: str) -> _Affine | _Attention:
 
 def _combine(merge: Merge) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """`combine` of s and f alone, at the gain of `merge_kernel`."""
-    more = {name: value or 1.0 for name, value in merge.params.items()} | ({"t": 0.0} if merge.scheduled else {})
+    more = {name: value or 1.0 for name, value in merge.inits().items()} | ({"t": 0.0} if merge.scheduled else {})
     return lambda s, f: merge.combine(s, f, **more)
 
 

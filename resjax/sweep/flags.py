@@ -30,7 +30,7 @@ def parser(module: str, description: str, smoke: Mapping) -> argparse.ArgumentPa
     p.set_defaults(smoke_defaults=dict(smoke))
     flags = {
         "datasets": {"default": "digits", "metavar": "A,B", "help": f"of {', '.join(DATASETS)}; %(default)s"},
-        "merges": {"default": "core", "metavar": "A,B", "help": "core, all, or names; %(default)s"},
+        "merges": {"default": "core", "metavar": "A,B", "help": "core, streams, all, or names; %(default)s"},
         "workdir": {"default": "runs", "metavar": "DIR", "help": "of the run directories; %(default)s"},
         "out": {"metavar": "PATH", "help": "how the names of tables and figure begin; %(default)s"},
         "smoke": {"action": "store_true", "help": "a small study of two minutes on two CPU cores"},
@@ -86,10 +86,11 @@ def datasets(text: str) -> list[str]:
 
 
 def merges(text: str, registry: Mapping) -> list[str]:
-    """`core`, `all` or a comma list of `resjax.models.merges.MERGES`. Raises ConfigError."""
-    if text in ("core", "all"):
-        return [name for name, merge in registry.items() if text == "all" or merge.core]
-    return chosen("--merges", text, list(registry), "core, all, ")
+    """`core`, `streams`, `all` or a comma list of `resjax.models.merges.MERGES`. Raises ConfigError."""
+    groups = {"core": lambda merge: merge.core, "streams": lambda merge: merge.recent, "all": lambda merge: True}
+    if text in groups:
+        return [name for name, merge in registry.items() if groups[text](merge)]
+    return chosen("--merges", text, list(registry), f"{', '.join(groups)}, ")
 
 
 def chosen(flag: str, text: str, allowed: list[str], more: str = "") -> list[str]:

@@ -46,6 +46,7 @@ def block(
     norm: str = "bn",
     activation: Callable = relu,
     post_activation: Callable | None = None,
+    index: int = 0,
 ) -> BlockSignal:
     """One block: the law of its output, and `G = a^2 A + g^2 (c/v) B`, the gain of gradient power.
 
@@ -60,16 +61,22 @@ def block(
       norm: "bn" or "ln", of branch and shortcut.
       activation: inside the branch.
       post_activation: after the merge; A and B include its slope.
+      index: of the block in the net, which some inits depend on.
 
     Raises:
-      ConfigError: another norm, an input without variance, or a map m that is neither elementwise nor constant.
+      ConfigError: another norm, an input without variance, a map m that is neither elementwise nor constant, another
+        branch, or a connection.
     """
+    if merge.branch != "conv" or merge.connection:
+        raise ConfigError(
+            f"merge {merge.name!r}: no theory yet of its {'connection' if merge.connection else 'branch'}"
+        )
     v, g = _normaliser(norm, h), merge.branch_scale
     a = g / math.sqrt(h.variance) if merge.shortcut_norm else 1.0
     s = Law(merge.shortcut_bias + a * (h.x - h.mean) if merge.shortcut_norm else h.x, h.w).compressed(_COARSE)
     # The catalogue has its kinks at s = 0, f = 0 and |s| = |f|; elsewhere they cost digits.
     f, w_f = nodes(merge.branch_bias, g, np.stack([np.zeros_like(s.x), s.x, -s.x], -1))
-    more = dict(merge.params) | ({"t": 0.0} if merge.scheduled else {})
+    more = merge.inits(index) | ({"t": 0.0} if merge.scheduled else {})
     third = _third_map(merge, more, s, h, v)
     u, w_u = (third.mean + third.std * _U, np.exp(-np.square(_U) / 2)) if third.std else (np.zeros(1), np.ones(1))
 
@@ -87,11 +94,14 @@ def block(
     return BlockSignal(z, z.kurtosis / h.kurtosis, A, B, gain)
 
 
-def blocks(merge: Any, h: Law, depth: int, **kwargs) -> list[BlockSignal]:
-    """`block` iterated, [depth]: the input of each is the z of the one before; `kwargs` are its keywords."""
+def blocks(merge: Any, h: Law, depth: int, *, first: int = 0, **kwargs) -> list[BlockSignal]:
+    """`block` iterated, [depth]: the input of each is the z of the one before; `kwargs` are its keywords.
+
+    `first` is the index in the net of the first of them.
+    """
     out = []
-    for _ in range(depth):
-        out.append(block(merge, h, **kwargs))
+    for index in range(first, first + depth):
+        out.append(block(merge, h, index=index, **kwargs))
         h = out[-1].z
     return out
 
@@ -106,10 +116,10 @@ def stages(merge: Any, depths: Sequence[int], *, norm: str = "bn", **kwargs) -> 
     out, h = [], gaussian().through(relu)
     for i, depth in enumerate(depths):
         if i:
-            start = block(merge, gaussian(), norm=norm, **kwargs)
+            start = block(merge, gaussian(), norm=norm, index=len(out), **kwargs)
             kurtosis, gain = start.z.kurtosis / h.kurtosis, start.gain / _normaliser(norm, h)
             out.append(replace(start, kurtosis_factor=kurtosis, gain=gain))
-        out += blocks(merge, out[-1].z if i else h, depth - bool(i), norm=norm, **kwargs)
+        out += blocks(merge, out[-1].z if i else h, depth - bool(i), first=len(out), norm=norm, **kwargs)
         h = out[-1].z
     return out
 
@@ -121,7 +131,7 @@ def safe_depth(merge: Any, h: Law, *, factor: float = math.e, limit: int = 200, 
     """
     z, gain = h, 1.0
     for depth in range(limit):
-        signal = block(merge, z, **kwargs)
+        signal = block(merge, z, index=depth, **kwargs)
         z, gain = signal.z, gain * signal.gain
         if not all(1 / factor <= ratio <= factor for ratio in (z.power / h.power, gain)):
             return depth
