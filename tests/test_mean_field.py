@@ -12,6 +12,7 @@ from scipy.integrate import quad
 from scipy.special import gamma
 from scipy.stats import norm as normal
 
+from resjax.config import ConfigError
 from resjax.models.layers import Linear, Norm
 from resjax.models.merges import EPS, MERGES, Merge
 from resjax.models.resnet import Block
@@ -252,10 +253,10 @@ def measure(merge, h, depth, norm, post_activation="none"):
         linear=partial(Linear), norm=partial(Norm, norm), dtype=jnp.float32,
     )  # fmt: skip
     out = []
-    for key in jax.random.split(jax.random.key(1), depth):
-        init, probe = jax.random.split(key)
-        variables = net.init(init, h, True)
-        z, backward = jax.vjp(lambda h, v=variables: net.apply(v, h, True, mutable=["batch_stats"])[0], h)
+    for index, key in enumerate(jax.random.split(jax.random.key(1), depth)):
+        own, (init, probe) = net.clone(index=index), jax.random.split(key)
+        apply = partial(own.apply, own.init(init, h, True), train=True, mutable=["batch_stats"])
+        z, backward = jax.vjp(lambda h, apply=apply: apply(h)[0], h)
         gradient = jax.random.normal(probe, z.shape)
         gain = jnp.sum(backward(gradient)[0] ** 2) / jnp.sum(gradient**2)
         out.append([jnp.mean(z**2), gain, jnp.mean(z != 0)])
@@ -281,8 +282,19 @@ def test_blocks_with_batchnorm_and_relus_around_them():
     np.testing.assert_allclose(measure(MERGES["gate_sig_bn"], h, 2, "bn", "relu"), want, rtol=0.03)
 
 
-@pytest.mark.parametrize("name", ["mul_bn1", "gate_2sig"])
-def test_blocks_with_layernorm(name):
+@pytest.mark.parametrize(("name", "depth"), [
+    ("mul_bn1", 4), ("gate_2sig", 4), ("branch_gate", 2), ("branch_gate_group", 2), ("pi_sigmoid", 2), ("glu", 2),
+    ("laurel_lr", 1),
+])  # fmt: skip
+def test_blocks_with_layernorm(name, depth):
     h = jax.random.normal(jax.random.key(0), (512, 1024))
-    want = predicted(blocks(MERGES[name], gaussian(), 4, norm="ln"))
-    np.testing.assert_allclose(measure(MERGES[name], h, 4, "ln"), want, rtol=0.05)
+    want = predicted(blocks(MERGES[name], gaussian(), depth, norm="ln"))
+    np.testing.assert_allclose(measure(MERGES[name], h, depth, "ln"), want, rtol=0.05)
+
+
+def test_what_the_theory_does_not_cover():
+    for name, words in {"attnres": "its connection", "pure": "its branch, whose output is not Gaussian"}.items():
+        with pytest.raises(ConfigError, match=f"merge '{name}': the theory of two operands does not cover {words}"):
+            block(MERGES[name], gaussian())
+    with pytest.raises(ConfigError, match="merge 'delta': its map 'delta_update' mixes many units"):
+        block(MERGES["delta"], gaussian())

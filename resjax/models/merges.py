@@ -242,7 +242,7 @@ _recent(
 # Deep Delta Learning (2601.00417): along the unit vector k the shortcut's part is replaced by v, as far as beta says.
 _recent(
     "delta", lambda s, f, m: s + m, "s + beta*(v - k.s)*k, k = f/|f|, beta = 2sig(b)",
-    identity="no", extra="delta_update", extra_bias=0.0,
+    identity="exact", extra="delta_update", extra_bias=0.0,
 )  # fmt: skip
 # Gated attention's winner (2505.06708): the branch times a gate of the block's input, each unit or a group of channels.
 _GATED = {"extra": "branch_gate", "identity": "exact", "gates": (MAP_GATE,)}

@@ -52,8 +52,9 @@ def block(
 
     g is the scale of the norms that feed the merge; v the variance of the block's input (BatchNorm) or its power
     (LayerNorm: over units W h has mean 0); a is 1 for an identity shortcut, and g over the standard deviation of h for
-    a normalised one; c is `branch_constant`. A gate sig(u) with a linear layer of its own adds `k E[(dz/du)^2]`, where
-    k is 1/v if a norm follows the layer, else 2. Slopes are reverse mode's: custom rules and stop_gradient count.
+    a normalised one; c is `branch_constant`, and 2 of a branch of products ("glu"), where both factors pass gradients.
+    A gate sig(u) with a linear layer of its own adds `k E[(dz/du)^2]`, where k is 1/v if a norm follows the layer, else
+    2. Slopes are reverse mode's: custom rules and stop_gradient count.
 
     Args:
       merge: a `resjax.models.merges.Merge` at its init; `dataclasses.replace` another branch_scale or params.
@@ -67,10 +68,9 @@ def block(
       ConfigError: another norm, an input without variance, a map m that is neither elementwise nor constant, another
         branch, or a connection.
     """
-    if merge.branch != "conv" or merge.connection:
-        raise ConfigError(
-            f"merge {merge.name!r}: no theory yet of its {'connection' if merge.connection else 'branch'}"
-        )
+    if merge.branch == "pure" or merge.connection:
+        what = "connection" if merge.connection else "branch, whose output is not Gaussian"
+        raise ConfigError(f"merge {merge.name!r}: the theory of two operands does not cover its {what}")
     v, g = _normaliser(norm, h), merge.branch_scale
     a = g / math.sqrt(h.variance) if merge.shortcut_norm else 1.0
     s = Law(merge.shortcut_bias + a * (h.x - h.mean) if merge.shortcut_norm else h.x, h.w).compressed(_COARSE)
@@ -90,7 +90,8 @@ def block(
         z, backward = jax.vjp(merged, *inputs)
         A, B, gate = (float(np.sum(w * np.square(slope))) for slope in backward(np.ones(z.shape)))
     z = Law(np.asarray(z).ravel(), w.ravel()).compressed(_FINE)
-    gain = a**2 * A + g**2 * branch_constant(norm, activation) / v * B + third.gain * gate
+    c = 2.0 if merge.branch == "glu" else branch_constant(norm, activation)
+    gain = a**2 * A + g**2 * c / v * B + third.gain * gate
     return BlockSignal(z, z.kurtosis / h.kurtosis, A, B, gain)
 
 
@@ -185,10 +186,12 @@ def _third_map(merge, more: dict[str, float], s: Law, h: Law, v: float) -> _Thir
         mean = s.mean * b
         std = math.sqrt(s.power * (b**2 + g**2) - mean**2)
         return _ThirdMap(lambda s, f, u: (s * f - mean) / std)
-    if merge.extra == "transform_gate":
+    if merge.extra in ("transform_gate", "branch_gate", "branch_gate_group"):
         return _ThirdMap(lambda s, f, u: sigmoid(u), bias, 1.0, 1 / v)
     if merge.extra == "shortcut_gate":
         return _ThirdMap(lambda s, f, u: sigmoid(u), bias, math.sqrt(2 * h.power), 2.0)
+    if merge.extra == "low_rank":
+        return _ThirdMap(lambda s, f, u: 0.0)  # its last layer starts at 0
     if merge.extra == "simam":  # of vectors; on maps the gate lies above this, by how f varies over positions
         return _ThirdMap(lambda s, f, u: sigmoid(0.5))
     x = gaussian().x
