@@ -15,6 +15,8 @@ from resjax.models.build import build
 from resjax.models.costs import costs
 from resjax.models.layers import Linear, Norm
 from resjax.models.merges import MERGES, Merge
+from resjax.probes.blocks.connections import connections
+from resjax.probes.subject import Subject
 from resjax.training import step
 
 PAGE = Path(__file__).parents[1] / "docs" / "streams.md"
@@ -261,3 +263,39 @@ def test_the_page_has_every_row_with_its_costs():
         own = costs(net_of(name, depth=20, width=16), (32, 32, 3))
         assert own["parameters"] - add["parameters"] == int(more.replace(",", ""))
         assert own["flops"] / add["flops"] == pytest.approx(float(flops), abs=0.005)
+
+
+# --- What a probe sees of them --------------------------------------------------------------------------------------
+def seen(merge, **entries):
+    net, x = net_of(merge, **entries), jax.random.normal(jax.random.key(2), (4, 8, 8, 1))
+    variables = net.init(jax.random.key(0), x)
+    return connections(Subject(net, variables, x, None, None, None)), variables["params"]
+
+
+def test_a_probe_sees_depth_attention():
+    """At init all earlier outputs weigh the same, in each block and in the head."""
+    rows, _ = seen("attnres")
+    counts = rows.groupby("block", sort=False).size().to_dict()
+    assert counts == {"stage1_block1": 1, "stage2_block1": 2, "stage3_block1": 3, "head": 4}
+    np.testing.assert_allclose(rows["value"], 1 / rows["block"].map(counts), rtol=1e-6)
+    assert set(rows["quantity"]) == {"attention"}
+
+
+def test_a_probe_sees_mixing_matrices():
+    for merge, bound in (("hc", 1e-6), ("mhc", 1e-5)):
+        rows, _ = seen(merge, name="mlp", depth=6)
+        of = dict(iter(rows.groupby("quantity")))
+        assert len(of["mixing"]) == 2 * 16 and len(of["modulus"]) == 2 * 4
+        assert of["distance"]["value"].max() < bound
+        leading = of["modulus"].loc[of["modulus"]["i"] == 0, "value"]
+        np.testing.assert_allclose(leading, 1, atol=1e-5)
+
+
+def test_a_probe_sees_delta_updates_and_scalars():
+    rows, _ = seen("delta")
+    assert rows["value"].tolist() == [1] * 9 and set(rows["quantity"]) == {"beta"}
+    rows, params = seen("pi_sigmoid_two_cells")
+    found = rows.set_index(["block", "quantity"])["value"]
+    assert found["stage2_block1", "a"] == float(params["stage2_block1"]["merge"]["a"]) == pytest.approx(-np.log(2))
+    assert found["stage3_block1", "p0"] == 0.5 and len(found) == 9
+    assert seen("mul")[0].empty

@@ -60,6 +60,7 @@ class Connection:
       params: name -> init. Every block has parameters of its own.
       last_params: of `last`.
       per_stage: whether a stage's first block begins a new list.
+      at_init: combine -> that of the merge of two operands which the block is at init, where it is one: the theory's.
     """
 
     read: Callable[[jax.Array, Maps, Parameters], jax.Array]
@@ -69,6 +70,7 @@ class Connection:
     params: Mapping[str, Init] = field(default_factory=dict, hash=False)
     last_params: Mapping[str, Init] = field(default_factory=dict, hash=False)
     per_stage: bool = False
+    at_init: Callable[[Callable], Callable] | None = None
 
 
 class Declared(nn.Module):
@@ -104,6 +106,7 @@ X0 = Connection(  # modded-nanogpt: r*s + f + c*v0, written so that r = 1 and c 
     write=lambda carried, s, f, z, p: (z + (p["r"] - 1) * s + p["c"] * carried[0], carried),
     start=lambda v0: (v0,),
     params={"r": constant(1.0), "c": constant(0.0)},
+    at_init=lambda combine: combine,
 )
 
 
@@ -198,6 +201,11 @@ def _sum(h: jax.Array, carried: Maps, p: Parameters) -> jax.Array:
     return sum(carried[1:], carried[0])
 
 
+def _beside(combine: Callable) -> Callable:
+    """Streams start equal, and stay so as long as nothing is learned: each is s + combine(s, f)."""
+    return lambda s, f, **more: s + combine(s, f, **more)
+
+
 def copies(n: int) -> Callable[[jax.Array], Maps]:
     """N streams that are the stem's output."""
     return lambda v0: (v0,) * n
@@ -221,7 +229,7 @@ def hyper_connections(n: int) -> Connection:
         "kernel_post": zeros(lambda place: place.features, 1),
     }
     params |= {f"factor_{name}": constant(DYNAMIC) for name in ("pre", "res", "post")}
-    return Connection(_hc_read, _hc_write, copies(n), _sum, params)
+    return Connection(_hc_read, _hc_write, copies(n), _sum, params, at_init=_beside)
 
 
 def doubly_stochastic(logits: jax.Array) -> jax.Array:
@@ -279,7 +287,7 @@ def manifold_hyper_connections(n: int) -> Connection:
         "kernel_post": zeros(lambda place: place.features, n),
     }
     params |= {f"factor_{name}": constant(DYNAMIC) for name in ("pre", "res", "post")}
-    return Connection(_mhc_read, _mhc_write, copies(n), _sum, params)
+    return Connection(_mhc_read, _mhc_write, copies(n), _sum, params, at_init=_beside)
 
 
 HC, MHC = hyper_connections(STREAMS), manifold_hyper_connections(STREAMS)

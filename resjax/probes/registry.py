@@ -11,6 +11,7 @@ from functools import partial
 
 import pandas as pd
 
+from resjax.probes.blocks.connections import connections
 from resjax.probes.blocks.lesion import lesion
 from resjax.probes.blocks.path_lengths import path_lengths
 from resjax.probes.blocks.propagation import propagation
@@ -61,6 +62,7 @@ PROBES: dict[str, Probe] = {
     "sharpness": each(sharpness),
     "loss_surface": first(loss_surface),
     "interpolation": interpolation,
+    "connections": each(connections),
     "lesion": labelled(lesion),
     "paths": labelled(path_lengths),
     "saturation": each(saturation),

@@ -68,6 +68,8 @@ def block(
       ConfigError: another norm, an input without variance, a map m that is neither elementwise nor constant, another
         branch, or a connection.
     """
+    if merge.connection and merge.connection.at_init:
+        merge = replace(merge, combine=merge.connection.at_init(merge.combine), connection=None)
     if merge.branch == "pure" or merge.connection:
         what = "connection" if merge.connection else "branch, whose output is not Gaussian"
         raise ConfigError(f"merge {merge.name!r}: the theory of two operands does not cover its {what}")

@@ -72,5 +72,7 @@ def apply_with_gates(
         third = captured["merge"][merge.extra] if merge and merge.extra else None
         m = third["__call__"][run] if third else None
         factors = [of for gate in merge.gates for of in gate.factors if of in third] if merge else []
-        around[name] = Around(*point, m, captured["__call__"][run], {of: third[of][run] for of in factors})
+        leaving = captured["__call__"][run]
+        leaving = leaving[0] if isinstance(leaving, tuple) else leaving  # beside it: what a connection carries on
+        around[name] = Around(*point, m, leaving, {of: third[of][run] for of in factors})
     return out, around, merges
