@@ -10,12 +10,14 @@ import pytest
 
 from resjax import config as base
 from resjax.config import ConfigError
-from resjax.models import gates, resnet, streams
+from resjax.models import build as build_module
+from resjax.models import gates, merges, resnet, streams
 from resjax.models.build import build
 from resjax.models.costs import costs
 from resjax.models.layers import Linear, Norm
 from resjax.models.merges import MERGES, Merge
 from resjax.probes.blocks.connections import connections
+from resjax.probes.blocks.merge_points import apply_with_points
 from resjax.probes.subject import Subject
 from resjax.training import step
 
@@ -299,3 +301,22 @@ def test_a_probe_sees_delta_updates_and_scalars():
     assert found["stage2_block1", "a"] == float(params["stage2_block1"]["merge"]["a"]) == pytest.approx(-np.log(2))
     assert found["stage3_block1", "p0"] == 0.5 and len(found) == 9
     assert seen("mul")[0].empty
+
+
+def test_the_connection_of_the_page_is_a_net(monkeypatch):
+    """Two blocks without a change of shape: velocities add up."""
+    (code,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.M | re.S)
+    monkeypatch.setattr(merges, "MERGES", dict(MERGES))
+    monkeypatch.setattr(build_module, "MERGES", merges.MERGES)
+    names: dict = {}
+    exec(code, names)
+    config = names["get_config"]()
+    config.model.update({"name": "mlp", "depth": 6, "width": 8})
+    net, x = build(config.model, 10), jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
+    variables = net.init(jax.random.key(0), x)
+    _, points = apply_with_points(net, variables, x)
+    first, second = points.values()
+    close(second.s, first.s + first.f)
+    head = variables["params"]["head"]
+    last = second.s + second.f + 0.5 * first.f
+    close(net.apply(variables, x), last @ head["kernel"] + head["bias"][None])
