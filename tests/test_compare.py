@@ -92,7 +92,7 @@ def test_a_run_that_was_stopped_stops_the_study(study, capsys, error, code):
     [
         ("--datasets=cifar11", "cifar10, cifar100"),
         ("--datasets=", "digits"),
-        ("--merges=mull", "core, all, add, mul, se"),
+        ("--merges=mull", "core, streams, all, add, mul, se"),
         ("--set=model.depht=14", "model.depht"),
         ("--set=model.depth=deep", "'deep'"),
         ("--set=model.depth=9", "6n+2"),
