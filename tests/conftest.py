@@ -49,6 +49,25 @@ def arranged_once():
         yield
 
 
+@pytest.fixture(scope="module")
+def one_program_per_config():
+    """Runs of the same config, one continued after another, are traced and compiled once."""
+    from resjax import config as config_lib
+    from resjax.training import loop, step
+
+    programs, begin = {}, loop._Run.__init__
+
+    def begin_with_kept_programs(self, task, *others):
+        begin(self, task, *others)
+        own = self.init, self.train_steps, self.evaluate
+        kept = programs.setdefault((config_lib.hash8(task.config), step.init, step.train_step), own)
+        self.init, self.train_steps, self.evaluate = kept
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._Run, "__init__", begin_with_kept_programs)
+        yield
+
+
 @pytest.fixture
 def each_key_once():
     """No random key is used twice; checking it makes every call of a compiled function slower."""

@@ -19,6 +19,8 @@ from resjax.config import ConfigError
 from resjax.runtime import interrupt, progress, startup
 from resjax.training import checkpoint, loop, rundir, step
 
+pytestmark = pytest.mark.usefixtures("one_program_per_config")
+
 CONFIG = {"epochs": 6, "checkpoint_seconds": 0.0, "checkpoint_keep": 3}
 
 
