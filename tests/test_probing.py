@@ -19,6 +19,8 @@ from resjax.probes.registry import PROBES, each
 from resjax.runtime import interrupt, progress
 from resjax.training import checkpoint, loop, rundir
 
+pytestmark = pytest.mark.usefixtures("one_program_per_config")
+
 ENTRIES = {key.removeprefix("probes.") for key in config_lib.flat(config_lib.base()) if key.startswith("probes.")}
 LIVE = sorted(ENTRIES & PROBES.keys())  # the others look at finished runs alone
 RUN = {"epochs": 3, "model.merge": "gate_sig", "checkpoint_seconds": 1e9, "probes.images": 16}
