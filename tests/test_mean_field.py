@@ -283,8 +283,8 @@ def test_blocks_with_batchnorm_and_relus_around_them():
 
 
 @pytest.mark.parametrize(("name", "depth"), [
-    ("mul_bn1", 4), ("gate_2sig", 4), ("branch_gate", 2), ("branch_gate_group", 2), ("pi_sigmoid", 2), ("glu", 2),
-    ("laurel_lr", 1),
+    ("mul_bn1", 4), ("gate_2sig", 4), ("branch_gate_group", 2), ("pi_sigmoid", 2), ("glu", 2), ("laurel_lr", 1),
+    pytest.param("branch_gate", 2, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_blocks_with_layernorm(name, depth):
     h = jax.random.normal(jax.random.key(0), (512, 1024))
@@ -292,7 +292,9 @@ def test_blocks_with_layernorm(name, depth):
     np.testing.assert_allclose(measure(MERGES[name], h, depth, "ln"), want, rtol=0.05)
 
 
-@pytest.mark.parametrize("name", ["x0", "hc", "hc_mul", "mhc"])
+@pytest.mark.parametrize(
+    "name", ["x0", "mhc", *(pytest.param(name, marks=pytest.mark.slow) for name in ("hc", "hc_mul"))]
+)
 def test_connections_that_are_a_merge_at_init(name):
     """Gradient power at the stem's output, over that at what the head sees of one stream, after two blocks."""
     merge, v0 = MERGES[name], jax.random.normal(jax.random.key(0), (256, 1024))

@@ -26,7 +26,8 @@ GATED = {name: merge for name, merge in MERGES.items() if merge.gates}
 # --- What merges declare ----------------------------------------------------------------------------------------
 def test_who_has_gates():
     of_f = {"gate_sig", "gate_sig_bn", "gate_2sig", "gate_alpha", "gate_tanh", "gate_exp", "iand", "arl", "nal"}
-    of_m = {"gate_granularity", "highway", "shortcut_gate", "se", "cbam", "eca", "simam"}
+    of_m = {"gate_granularity", "highway", "shortcut_gate", "se", "cbam", "eca", "simam", "branch_gate"}
+    of_m.add("branch_gate_group")
     assert set(GATED) == of_f | of_m | {"sig_sig"}
     assert {name for name, merge in GATED.items() if [g.of for g in merge.gates] == ["f"]} == of_f
     assert {name for name, merge in GATED.items() if [g.of for g in merge.gates] == ["m"]} == of_m

@@ -73,17 +73,18 @@ def outputs(merge, **entries):
 
 
 # --- What they equal at init ----------------------------------------------------------------------------------------
-@pytest.mark.parametrize("merge", ["laurel_rw", "laurel_lr", "x0"])
-def test_these_are_the_sum_at_init_bit_for_bit(merge):
-    for entries in ({}, {"name": "mlp", "depth": 6}):
-        np.testing.assert_array_equal(outputs(merge, **entries), outputs("add", **entries))
+@pytest.mark.parametrize(("merge", "entries"), [
+    ("laurel_rw", {"name": "mlp", "depth": 4}), ("laurel_lr", {"name": "mlp", "depth": 4}), ("x0", {}),
+])  # fmt: skip
+def test_these_are_the_sum_at_init_bit_for_bit(merge, entries):
+    np.testing.assert_array_equal(outputs(merge, **entries), outputs("add", **entries))
 
 
 def test_one_stream_is_the_sum_at_init_bit_for_bit(monkeypatch):
     """Where shapes change, a stream passes a projection of its own; elsewhere nothing differs."""
     one = Merge("one", lambda s, f: f, "", identity="no", connection=streams.hyper_connections(1))
     monkeypatch.setitem(MERGES, "one", one)
-    entries = {"name": "mlp", "depth": 8}
+    entries = {"name": "mlp", "depth": 6}
     np.testing.assert_array_equal(outputs("one", **entries), outputs("add", **entries))
 
 
@@ -216,10 +217,11 @@ def test_scales_fall_with_depth():
 
 
 # --- Nets -----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("merge", RECENT)
-def test_every_row_has_finite_gradients_for_all_its_parameters(merge):
+@pytest.mark.parametrize("merge", ["delta", "pure", "attnres_mul", "hc_mul", "mhc"])
+def test_gradients_of_all_parameters_are_finite(merge):
+    """The slow tests train every row, as a ResNet."""
     x = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
-    net = net_of(merge, name="mlp", depth=6)  # the slow tests have ResNets
+    net = net_of(merge, name="mlp", depth=4)
     variables = net.init(jax.random.key(0), x)
 
     def loss(params):

@@ -90,7 +90,7 @@ class MergePoint(nn.Module):
     granularity: str
     norm: partial
     dtype: jnp.dtype
-    index: int
+    index: int = 0
 
     @nn.compact
     def __call__(self, h: jax.Array, s: jax.Array, f: jax.Array, train: bool) -> jax.Array:
