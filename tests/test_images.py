@@ -31,10 +31,17 @@ def no_figures(monkeypatch):
     monkeypatch.setattr(images, "draw", lambda out: [])
 
 
+def kernel(config, workdir, mode, pool, n):
+    """Stands in for `kernels.measure`."""
+    value = {"add": 0.5, "mul_bn1": 0.6}[config.model.merge]
+    about = {"kernel": mode, "pool": pool, "n": n, "eigenlearning": value, "leave_one_out": 1 - value}
+    return {"rows": [about | {"seed": seed} for seed in range(config.seeds)]}
+
+
 def run(place: Path, *argv, train=None, machine="one"):
     """The small design on a machine with a work directory of its own; the archive is that of the place."""
     paths = [f"--workdir={place / machine}", f"--out={place / 'out'}", f"--archive={place / 'archive'}"]
-    return images.main(["--smoke", *paths, *argv], train or Trainer(by_rate))
+    return images.main(["--smoke", *paths, *argv], train or Trainer(by_rate), kernel)
 
 
 def read(place, suffix=""):
@@ -103,6 +110,8 @@ def test_a_study_tunes_trains_and_compares(tmp_path, capsys):
 
     assert contrast["difference"] == pytest.approx(np.mean([gain(s, 0.1) - gain(s, 0) for s in (0, 1)]), abs=1e-5)
     assert "interaction, mul_bn1: three epochs less two: -0." in capsys.readouterr().out
+    knew = read(tmp_path, "_knew").set_index("predictor")["tau"]
+    assert knew.to_dict() == {"eigenlearning": 1, "leave_one_out": -1}
     header = (tmp_path / "out.csv").read_text()
     assert "10 of 10 cells were trained" in header and len(train.trained) == 10
     names = ("differences", "contrasts", "curves", "rates")

@@ -31,7 +31,7 @@ from experiments.images.plan import DESIGNS, RECIPE, Design, Plan
 from experiments.images.training import Work
 from resjax.analysis import tables
 from resjax.config import ConfigError
-from resjax.sweep import flags, runs, study
+from resjax.sweep import flags, measuring, runs, study
 
 MODULE = "experiments.images"
 SMOKE = {
@@ -41,9 +41,11 @@ DECIDED = ("seed", "seeds", "epochs", "model.depth", "dataset.train_size", "opti
 SUFFIXES = ("_tuning", "_differences", "_contrasts", "_curves", "_reached", "_around")
 
 
-def main(argv: Sequence[str] | None = None, train: runs.Train | None = None) -> int:
-    """Runs the study; returns the exit code. `train` replaces the trainer."""
-    return study.run(MODULE, argv, _parser(), body, train)
+def main(
+    argv: Sequence[str] | None = None, train: runs.Train | None = None, measure: measuring.Measure | None = None
+) -> int:
+    """Runs the study; returns the exit code. `train` and `measure` replace the trainer and the measurement."""
+    return study.run(MODULE, argv, _parser(), body, train, measure)
 
 
 def _parser() -> argparse.ArgumentParser:
