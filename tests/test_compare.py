@@ -14,7 +14,7 @@ from resjax.models.merges import MERGES
 from resjax.runtime.interrupt import Interrupted
 from resjax.sweep import flags, launchers
 
-REGISTRY = {m: SimpleNamespace(core=m in ("add", "mul")) for m in ("add", "mul", "se")}
+REGISTRY = {m: SimpleNamespace(core=m in ("add", "mul"), recent=False) for m in ("add", "mul", "se")}
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from resjax.models.merges import MERGES, Merge
 from resjax.probes.blocks.connections import connections
 from resjax.probes.blocks.merge_points import apply_with_points
 from resjax.probes.subject import Subject
+from resjax.sweep import flags
 from resjax.training import step
 
 PAGE = Path(__file__).parents[1] / "docs" / "streams.md"
@@ -322,3 +323,16 @@ def test_the_connection_of_the_page_is_a_net(monkeypatch):
     head = variables["params"]["head"]
     last = second.s + second.f + 0.5 * first.f
     close(net.apply(variables, x), last @ head["kernel"] + head["bias"][None])
+
+
+def test_groups_of_merges_by_name():
+    old = [name for name, merge in MERGES.items() if not merge.recent]
+    assert flags.merges("all", MERGES) == old and flags.merges("streams", MERGES) == RECENT
+    assert flags.merges("mul,core,x0", MERGES) == [
+        "mul",
+        *(m for m in flags.merges("core", MERGES) if m != "mul"),
+        "x0",
+    ]
+    assert flags.merges("all,streams", MERGES) == old + RECENT
+    with pytest.raises(ConfigError, match="unknown 'mull'; choose from core, streams, all, add, add_bn"):
+        flags.merges("mull", MERGES)

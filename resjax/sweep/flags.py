@@ -86,19 +86,25 @@ def datasets(text: str) -> list[str]:
 
 
 def merges(text: str, registry: Mapping) -> list[str]:
-    """`core`, `streams`, `all` or a comma list of `resjax.models.merges.MERGES`. Raises ConfigError."""
-    groups = {"core": lambda merge: merge.core, "streams": lambda merge: merge.recent, "all": lambda merge: True}
-    if text in groups:
-        return [name for name, merge in registry.items() if groups[text](merge)]
-    return chosen("--merges", text, list(registry), f"{', '.join(groups)}, ")
+    """A comma list of names in `resjax.models.merges.MERGES` and of groups. Raises ConfigError.
+
+    `core`: the core of the comparison; `all`: the catalogue of two operands; `streams`: merges over depth and streams.
+    """
+    groups = {
+        "core": [name for name, merge in registry.items() if merge.core],
+        "streams": [name for name, merge in registry.items() if merge.recent],
+        "all": [name for name, merge in registry.items() if not merge.recent],
+    }
+    words = chosen("--merges", text, [*groups, *registry])
+    return list(dict.fromkeys(name for word in words for name in groups.get(word, [word])))
 
 
-def chosen(flag: str, text: str, allowed: list[str], more: str = "") -> list[str]:
-    """The words of a comma list, all of which must be allowed; `more` is named beside these. Raises ConfigError."""
+def chosen(flag: str, text: str, allowed: list[str]) -> list[str]:
+    """The words of a comma list, all of which must be allowed. Raises ConfigError."""
     names = list(dict.fromkeys(filter(None, (name.strip() for name in text.split(",")))))
     for name in names or [""]:
         if name not in allowed:
-            raise ConfigError(f"{flag}: unknown {name!r}; choose from {more}{', '.join(allowed)}")
+            raise ConfigError(f"{flag}: unknown {name!r}; choose from {', '.join(allowed)}")
     return names
 
 
