@@ -76,7 +76,7 @@ def test_the_cost_of_the_plan_is_the_one_registered():
     for name, part in plan.design.parts.items():
         cells = [c for key in plan.keys(part) for c in plan.reported(name, key, 0.1) * (3 if part.around else 1)]
         hours[name] = sum(cell.cost for cell in cells) / 1_100 / 3600
-    expected = {"A": 6, "A-rates": 4, "B-classes": 3, "B-small": 4, "C": 7}
+    expected = {"A": 6, "A-rates": 4, "A-again": 6, "B-classes": 3, "B-small": 4, "C": 7}
     assert {name: round(hours[name]) for name in expected} == expected
 
 
@@ -109,7 +109,7 @@ def test_a_study_tunes_trains_and_compares(tmp_path, capsys):
         return logit[0] - logit[1]
 
     assert contrast["difference"] == pytest.approx(np.mean([gain(s, 0.1) - gain(s, 0) for s in (0, 1)]), abs=1e-5)
-    assert "interaction, mul_bn1: three epochs less two: -0." in capsys.readouterr().out
+    assert "three epochs less two, mul_bn1: -0." in capsys.readouterr().out
     knew = read(tmp_path, "_knew").set_index("predictor")["tau"]
     assert knew.to_dict() == {"eigenlearning": 1, "leave_one_out": -1}
     header = (tmp_path / "out.csv").read_text()
@@ -163,6 +163,24 @@ def test_minutes_start_what_fits(tmp_path, capsys):
     assert images.main(["--design=gpu", part, *argv], train) == 0 and len(train.trained) == 6
     rows = pd.read_csv(tmp_path / "out.csv", comment="#")
     assert (rows["best_OA"] >= rows["OA"] - 0.02).all() and len(rows) == 18
+
+
+def test_a_rate_that_is_better_at_full_length_is_reported_too(tmp_path):
+    """Tuning on few images prefers .1; the same replicas at full length prefer .3 with the product."""
+
+    def accuracy(config, seed):
+        best = 0.3 if config.model.merge == "mul" and config.epochs == 10 else 0.1
+        return 0.5 - 0.1 * abs(math.log10(config.optimizer.learning_rate / best)) + 0.001 * (seed % 10)
+
+    argv = [f"--workdir={tmp_path / 'runs'}", f"--out={tmp_path / 'out'}", f"--archive={tmp_path / 'archive'}"]
+    assert images.main(["--parts=A,A-rates,A-again", *argv], Trainer(accuracy)) == 0
+    rates = read(tmp_path).groupby(["part", "arm"])["learning_rate"].unique().map(list).to_dict()
+    assert rates["A", "mul"] == [0.1] and rates["A-again", "mul"] == [0.3]
+    assert rates["A", "add"] == rates["A-again", "add"] == [0.1]
+    around = read(tmp_path, "_around")
+    assert sorted(set(around["learning_rate"])) == [0.03, 0.1, 0.3] and len(around) == 2 * 3 * 3 * 2
+    contrasts = read(tmp_path, "_contrasts")
+    assert contrasts["contrast"].nunique() == 2 and (contrasts["pairs"] == 8).all()
 
 
 def test_the_first_seeds_of_all_arms_are_trained_first(tmp_path):

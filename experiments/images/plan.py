@@ -66,6 +66,7 @@ class Part:
       rate: of all, where none is chosen.
       entries: of the config, beside the recipe.
       around: the runs are those of the tuning seeds, on the validation split, at the picked rate and its neighbours.
+      chosen_by: a part of that kind, by whose validation accuracies the rates are chosen anew.
     """
 
     words: str
@@ -79,6 +80,7 @@ class Part:
     rate: float | None = None
     entries: Mapping = field(default_factory=dict)
     around: bool = False
+    chosen_by: str = ""
 
 
 class Kernel(NamedTuple):
@@ -114,7 +116,8 @@ class Design:
     Attributes:
       sets: data sets.
       parts: in their order.
-      contrasts: between two (part, data set); the first is primary.
+      contrasts: between two (part, data set); the first are primary.
+      primary: how many of them.
       kernels: that are measured at initialisation.
       at_once: replicas of a run.
       speed: images of a ResNet-8 per second, before a run has told its own.
@@ -124,6 +127,7 @@ class Design:
     sets: Mapping[str, Set]
     parts: Mapping[str, Part]
     contrasts: Mapping[str, tuple[Where, Where]] = field(default_factory=dict)
+    primary: int = 1
     kernels: tuple[Kernel, ...] = ()
     at_once: int = 2
     speed: float = 1_000.0
@@ -147,6 +151,7 @@ DESIGNS = {
         {
             "A": Part("Does the product help on CIFAR-100 and not on CIFAR-10?", _BOTH, CORE, 8, 10),
             "A-rates": Part("Are the rates of A right at full length?", _BOTH, CORE, 2, 10, around=True),
+            "A-again": Part("And at those that are right?", _BOTH, CORE, 8, 10, chosen_by="A-rates"),
             "B-classes": Part("Is it the number of classes?", ("cifar100_coarse",), CORE, 8, 10),
             "B-small": Part(
                 "Is it the number of images, or the images?", ("cifar100_10classes", "cifar10_500each"), CORE, 8, 60
@@ -158,6 +163,7 @@ DESIGNS = {
         },
         {
             "CIFAR-100 less CIFAR-10": (("A", "cifar100"), ("A", "cifar10")),
+            "CIFAR-100 less CIFAR-10, rates chosen at full length": (("A-again", "cifar100"), ("A-again", "cifar10")),
             "100 classes less 20 classes": (("A", "cifar100"), ("B-classes", "cifar100_coarse")),
             "50,000 images less 5,000": (("A", "cifar10"), ("B-small", "cifar10_500each")),
             "images of CIFAR-100 less those of CIFAR-10": (
@@ -165,6 +171,7 @@ DESIGNS = {
             ),
             "CIFAR-100 less CIFAR-10, 30 epochs": (("C", "cifar100"), ("C", "cifar10")),
         },
+        2,
         (Kernel(_BOTH, _ALL, "trace", 1_024, 512), Kernel(("cifar10",), _ALL, "full", 512, 256)),
     ),
     "gpu": Design(
@@ -186,7 +193,7 @@ DESIGNS = {
             "C": Part("Slower or worse?", ("digits",), ("add", "mul_bn1"), 2, 3, (4,)),
         },
         {"three epochs less two": (("C", "digits"), ("A", "digits"))},
-        (Kernel(("digits",), ("add", "mul_bn1"), "trace", 64, 32, 2, 4, ("A",)),),
+        kernels=(Kernel(("digits",), ("add", "mul_bn1"), "trace", 64, 32, 2, 4, ("A",)),),
     ),
 }  # fmt: skip
 
@@ -252,7 +259,7 @@ class Plan(NamedTuple):
         """The cells of a part and of its tuning, at rates that stand for those to be chosen."""
         part = self.design.parts[name]
         neighbours = part.rates[:3] if part.around else part.rates[:1]
-        tried = [] if part.rate else part.rates
+        tried = [] if part.rate or part.chosen_by else part.rates
         return [
             cell
             for key in self.keys(part)

@@ -210,12 +210,11 @@ def knew(kernels: pd.DataFrame, rows: pd.DataFrame, design: Design) -> pd.DataFr
 
 
 def verdicts(differences: pd.DataFrame, contrasts: pd.DataFrame, design: Design) -> dict[str, str]:
-    """The primary statistic in words, for each merge, by the rules of prereg.md."""
-    if not design.contrasts or contrasts.empty:
-        return {}
-    primary, (high, _) = next(iter(design.contrasts.items()))
+    """The primary statistic in words, for each merge, by the rules of prereg.md, and the same at other rates."""
     found = {}
-    for row in contrasts[contrasts["contrast"] == primary].to_dict("records"):
+    for row in contrasts[contrasts["contrast"].isin(list(design.contrasts)[: design.primary])].to_dict("records"):
+        primary = row["contrast"]
+        high, _ = design.contrasts[primary]
         level = _row(differences, high, row["arm"], "logit")
         points = Estimate.of(_row(differences, high, row["arm"], "OA"), "difference", 100)
         interaction, gain = Estimate.of(row, "difference"), Estimate.of(level, "difference")
@@ -225,8 +224,8 @@ def verdicts(differences: pd.DataFrame, contrasts: pd.DataFrame, design: Design)
             word = "fails"
         else:
             word = "is open"
-        found[f"interaction, {row['arm']}"] = (
-            f"{primary}: {interaction:+.3f} in logits (p = {row['p_holm']:.3f}, n = {row['pairs']}); on {high[1]} "
+        found[f"{primary}, {row['arm']}"] = (
+            f"{interaction:+.3f} in logits (p = {row['p_holm']:.3f}, n = {row['pairs']}); on {high[1]} "
             f"{points:+.2f} points: the claim {word}"
         )
     return found

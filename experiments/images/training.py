@@ -53,7 +53,10 @@ class Work:
         part = self.plan.design.parts[name]
         self._say(f"part {name}: {part.words}")
         keys = self.plan.keys(part)
-        rates = dict.fromkeys(keys, part.rate) if part.rate else self._chosen(part, keys)
+        if part.chosen_by:
+            rates = self._chosen_anew(part.chosen_by)
+        else:
+            rates = dict.fromkeys(keys, part.rate) if part.rate else self._chosen(part, keys)
         cells = [cell for key, rate in rates.items() for cell in self._cells(name, part, key, rate)]
         # All arms of the first seeds come first: what is finished early can be compared.
         self.reported += self._train(sorted(cells, key=lambda cell: cell.config.seed))
@@ -66,6 +69,32 @@ class Work:
                 edge = self.running.args.allow_edge
                 self.rates[key] = tune(partial(self._trials, part, key), part.rates, allow_edge=edge)
         return {key: self.rates[key].rate for key in keys if key in self.rates}
+
+    def _chosen_anew(self, name: str) -> dict[Key, float]:
+        """The rates with the best validation accuracies in this part, where all that were asked for are finished."""
+        found: dict[Key, dict[float, float]] = {}
+        for cell, outcome in self.reported:
+            about = cell.about
+            if about["part"] == name and outcome.run_dir and (outcome.table["status"] == "done").all():
+                key = Key(about["dataset"], about["arm"], about["depth"])
+                found.setdefault(key, {})[about["rate"]] = outcome.table["validation_accuracy"].mean()
+        asked = {key: self._cells(name, self.plan.design.parts[name], key, self.rates[key].rate) for key in found}
+        finished = {cell.label for cell, outcome in self.reported if outcome.run_dir}
+        complete = [key for key, cells in asked.items() if {cell.label for cell in cells} <= finished]
+        return {key: max(found[key], key=found[key].get) for key in complete}
+
+    def _chosen_anew(self, name: str) -> dict[Key, float]:
+        """The rates with the best validation accuracies in this part, where all that were asked for are finished."""
+        found: dict[Key, dict[float, float]] = {}
+        for cell, outcome in self.reported:
+            about = cell.about
+            if about["part"] == name and outcome.run_dir and (outcome.table["status"] == "done").all():
+                key = Key(about["dataset"], about["arm"], about["depth"])
+                found.setdefault(key, {})[about["rate"]] = outcome.table["validation_accuracy"].mean()
+        finished = {cell.label for cell, outcome in self.reported if outcome.run_dir}
+        asked = {key: self._cells(name, self.plan.design.parts[name], key, self.rates[key].rate) for key in found}
+        complete = [key for key, cells in asked.items() if {cell.label for cell in cells} <= finished]
+        return {key: max(found[key], key=found[key].get) for key in complete}
 
     def _cells(self, name: str, part: Part, key: Key, rate: float) -> list[Cell]:
         if not part.around:
