@@ -258,6 +258,10 @@ with `max_memory` a third of the whole Jacobian beyond the kernel. `make bench` 
 TAIL = """
 The goals are twice the library's speed with a quarter of its memory. Wide ResNets on few images miss the first: there
 the Jacobians of the convolutions take most of the time, and the library's structured derivatives are as fast.
+
+`python -m bench.ntk --large=10000`, the class-summed kernel of 10,000 CIFAR-10 images and a ResNet-8 of width 16 in
+pieces, with 2 GiB: 21 minutes on two AMD cores, continued after it had been killed in its third minute; 2,824 MiB, of
+which the memory-mapped kernel is 381; 64 of its rows and columns differ from `empirical_ntk` by 2e-07.
 """
 
 
