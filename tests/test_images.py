@@ -88,6 +88,9 @@ def test_the_recipe_yields_to_the_command_line_and_decided_entries_are_refused(t
     assert run(tmp_path, "--seeds=3") == 2
     assert capsys.readouterr().err == "error: --seeds: the study decides it\n"
     assert run(tmp_path, "--parts=Z") == 2 and "unknown 'Z'; choose from A" in capsys.readouterr().err
+    argv = [f"--workdir={tmp_path}", f"--out={tmp_path / 'o'}", f"--archive={tmp_path}", "--parts=A,A-again"]
+    assert images.main(argv, Trainer(by_rate)) == 2
+    assert capsys.readouterr().err == "error: --parts: A-again takes its rates from A-rates; name both\n"
     assert run(tmp_path, "--design=tpu") == 2 and "choose from cpu, gpu, smoke" in capsys.readouterr().err
 
 

@@ -17,7 +17,7 @@ from resjax.models.layers import Linear, Norm
 from resjax.models.merges import EPS, MERGES, Merge
 from resjax.models.resnet import Block
 from resjax.theory.laws import Law, gaussian
-from resjax.theory.mean_field import block, blocks, branch_constant, critical, safe_depth
+from resjax.theory.mean_field import block, blocks, branch_constant, critical, safe_depth, stages
 
 C = np.pi / (np.pi - 1)
 
@@ -324,5 +324,8 @@ def test_what_the_theory_does_not_cover():
     for name, words in {"attnres": "its connection", "pure": "its branch, whose output is not Gaussian"}.items():
         with pytest.raises(ConfigError, match=f"merge '{name}': the theory of two operands does not cover {words}"):
             block(MERGES[name], gaussian())
+    with pytest.raises(ConfigError, match="merge 'hc': the theory does not cover its connection where shapes change"):
+        stages(MERGES["hc"], [1, 1])
+    assert stages(MERGES["x0"], [2, 1])[-1].gain == stages(MERGES["add"], [2, 1])[-1].gain
     with pytest.raises(ConfigError, match="merge 'delta': its map 'delta_update' mixes many units"):
         block(MERGES["delta"], gaussian())

@@ -245,15 +245,12 @@ class Plan(NamedTuple):
         if part.around:
             return [self._on_validation(name, part, key, rate, part.epochs)]
         runs = [(first, min(at_once, part.seeds - first)) for first in range(0, part.seeds, at_once)]
-        return [self._cell(name, part, key, rate, part.epochs, first, count) for first, count in runs]
+        return [self._cell(name, part.entries, key, rate, part.epochs, first, count) for first, count in runs]
 
     def untrained(self, kernel: Kernel) -> dict[Key, ConfigDict]:
         """The nets whose kernels are measured."""
-        out = {}
-        for key in [Key(name, arm, kernel.depth) for name in kernel.sets for arm in kernel.arms]:
-            part = Part("", kernel.sets, kernel.arms, kernel.seeds, 1)
-            out[key] = self._cell("kernel", part, key, part.rates[0], 1, 0, kernel.seeds).config
-        return out
+        keys = [Key(name, arm, kernel.depth) for name in kernel.sets for arm in kernel.arms]
+        return {key: self._cell("kernel", {}, key, 0.1, 1, 0, kernel.seeds).config for key in keys}
 
     def all_of(self, name: str) -> list[Cell]:
         """The cells of a part and of its tuning, at rates that stand for those to be chosen."""
@@ -271,12 +268,12 @@ class Plan(NamedTuple):
 
     def _on_validation(self, name: str, part: Part, key: Key, rate: float, epochs: int) -> Cell:
         more = {"dataset.validation": VALIDATION, "eval_every": epochs}
-        return self._cell(name, part, key, rate, epochs, TUNING_SEED, TUNING_REPLICAS, **more)
+        return self._cell(name, {**part.entries, **more}, key, rate, epochs, TUNING_SEED, TUNING_REPLICAS)
 
-    def _cell(self, name: str, part: Part, key: Key, rate: float, epochs: int, seed: int, seeds: int, **more) -> Cell:
+    def _cell(self, name: str, more: Mapping, key: Key, rate: float, epochs: int, seed: int, seeds: int) -> Cell:
         about = {"part": name, **key._asdict(), "rate": rate, "seed": seed}
         arm, dataset = ARMS[key.arm], self.design.sets[key.dataset]
-        entries = {**self.design.entries, **part.entries, **arm.entries, **dataset.entries, **more}
+        entries = {**self.design.entries, **more, **arm.entries, **dataset.entries}
         entries |= {"model.depth": key.depth, "epochs": epochs, "seed": seed, "seeds": seeds}
         entries["optimizer.learning_rate"] = rate
         share = 1 - more.get("dataset.validation", 0)

@@ -86,6 +86,9 @@ def planned(args: argparse.Namespace) -> tuple[Plan, list[str]]:
     design = DESIGNS[args.design]
     names = list(design.parts)
     parts = names if args.parts == "all" else sorted(flags.chosen("--parts", args.parts, names), key=names.index)
+    for name in parts:
+        if (needed := design.parts[name].chosen_by) and needed not in parts:
+            raise ConfigError(f"--parts: {name} takes its rates from {needed}; name both")
     recipe = {key: value for key, value in RECIPE.items() if key not in flags.given(args)}
 
     def make(preset: str, merge: str, **entries):

@@ -78,19 +78,6 @@ class Work:
             if about["part"] == name and outcome.run_dir and (outcome.table["status"] == "done").all():
                 key = Key(about["dataset"], about["arm"], about["depth"])
                 found.setdefault(key, {})[about["rate"]] = outcome.table["validation_accuracy"].mean()
-        asked = {key: self._cells(name, self.plan.design.parts[name], key, self.rates[key].rate) for key in found}
-        finished = {cell.label for cell, outcome in self.reported if outcome.run_dir}
-        complete = [key for key, cells in asked.items() if {cell.label for cell in cells} <= finished]
-        return {key: max(found[key], key=found[key].get) for key in complete}
-
-    def _chosen_anew(self, name: str) -> dict[Key, float]:
-        """The rates with the best validation accuracies in this part, where all that were asked for are finished."""
-        found: dict[Key, dict[float, float]] = {}
-        for cell, outcome in self.reported:
-            about = cell.about
-            if about["part"] == name and outcome.run_dir and (outcome.table["status"] == "done").all():
-                key = Key(about["dataset"], about["arm"], about["depth"])
-                found.setdefault(key, {})[about["rate"]] = outcome.table["validation_accuracy"].mean()
         finished = {cell.label for cell, outcome in self.reported if outcome.run_dir}
         asked = {key: self._cells(name, self.plan.design.parts[name], key, self.rates[key].rate) for key in found}
         complete = [key for key, cells in asked.items() if {cell.label for cell in cells} <= finished]

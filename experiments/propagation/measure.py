@@ -85,7 +85,8 @@ def safe(model: ConfigDict) -> int | None:
 
 
 def _described(model: ConfigDict) -> bool:
-    return model.post_activation == "none" and not model.dropout and not model.merge_blocks
+    connected = MERGES[model.merge].connection is not None  # z is not all that leaves its blocks
+    return model.post_activation == "none" and not model.dropout and not model.merge_blocks and not connected
 
 
 def _in_theory(model: ConfigDict) -> tuple[Merge, dict]:

@@ -61,6 +61,7 @@ class Connection:
       last_params: of `last`.
       per_stage: whether a stage's first block begins a new list.
       at_init: combine -> that of the merge of two operands which the block is at init, where it is one: the theory's.
+      until_projected: whether that holds only up to the first change of shape, as projections differ.
     """
 
     read: Callable[[jax.Array, Maps, Parameters], jax.Array]
@@ -71,6 +72,7 @@ class Connection:
     last_params: Mapping[str, Init] = field(default_factory=dict, hash=False)
     per_stage: bool = False
     at_init: Callable[[Callable], Callable] | None = None
+    until_projected: bool = False
 
 
 class Declared(nn.Module):
@@ -150,9 +152,7 @@ DENSE = Connection(
 # --- Two earlier outputs --------------------------------------------------------------------------------------------
 def _layer_normalised(x: jax.Array) -> jax.Array:
     """Over all units of a sample, without scale and bias."""
-    axes = tuple(range(1, x.ndim))
-    centred = x - jnp.mean(x, axes, keepdims=True)
-    return centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axes, keepdims=True) + EPS)
+    return jax.nn.standardize(x, axis=tuple(range(1, x.ndim)), epsilon=EPS)
 
 
 # PolyNeXt (2605.20839): norm(p0*h_{l-2} + p1*h_{l-1}), both of them carried.
@@ -202,7 +202,7 @@ def _sum(h: jax.Array, carried: Maps, p: Parameters) -> jax.Array:
 
 
 def _beside(combine: Callable) -> Callable:
-    """Streams start equal, and stay so as long as nothing is learned: each is s + combine(s, f)."""
+    """Streams start equal, and stay so until they pass projections of their own: each is s + combine(s, f)."""
     return lambda s, f, **more: s + combine(s, f, **more)
 
 
@@ -212,7 +212,9 @@ def copies(n: int) -> Callable[[jax.Array], Maps]:
 
 
 def hyper_connections(n: int) -> Connection:
-    """Hyper-Connections with static and dynamic parts (2409.19606, equations 1-13); for n = 1 at init the plain sum.
+    """Hyper-Connections with static and dynamic parts (2409.19606, equations 1-13).
+
+    For n = 1 it is at init the plain sum, up to the weights of projections where shapes change.
 
     `combine` gives what the block adds to the streams: f, or a product s*f of what it read.
     """
@@ -229,7 +231,7 @@ def hyper_connections(n: int) -> Connection:
         "kernel_post": zeros(lambda place: place.features, 1),
     }
     params |= {f"factor_{name}": constant(DYNAMIC) for name in ("pre", "res", "post")}
-    return Connection(_hc_read, _hc_write, copies(n), _sum, params, at_init=_beside)
+    return Connection(_hc_read, _hc_write, copies(n), _sum, params, at_init=_beside, until_projected=True)
 
 
 def doubly_stochastic(logits: jax.Array) -> jax.Array:
@@ -287,7 +289,7 @@ def manifold_hyper_connections(n: int) -> Connection:
         "kernel_post": zeros(lambda place: place.features, n),
     }
     params |= {f"factor_{name}": constant(DYNAMIC) for name in ("pre", "res", "post")}
-    return Connection(_mhc_read, _mhc_write, copies(n), _sum, params, at_init=_beside)
+    return Connection(_mhc_read, _mhc_write, copies(n), _sum, params, at_init=_beside, until_projected=True)
 
 
 HC, MHC = hyper_connections(STREAMS), manifold_hyper_connections(STREAMS)

@@ -65,8 +65,8 @@ def block(
       index: of the block in the net, which some inits depend on.
 
     Raises:
-      ConfigError: another norm, an input without variance, a map m that is neither elementwise nor constant, another
-        branch, or a connection.
+      ConfigError: another norm, an input without variance, a map m that is neither elementwise nor constant, a branch
+        that is not Gaussian, or a connection that is no merge of two operands at init.
     """
     if merge.connection and merge.connection.at_init:
         merge = replace(merge, combine=merge.connection.at_init(merge.combine), connection=None)
@@ -116,6 +116,8 @@ def stages(merge: Any, depths: Sequence[int], *, norm: str = "bn", **kwargs) -> 
     Gaussian, and a gradient passes either in inverse proportion to what the norms divide by. Its gain compares powers
     that are summed over the units of a sample.
     """
+    if len(depths) > 1 and merge.connection and merge.connection.until_projected:
+        raise ConfigError(f"merge {merge.name!r}: the theory does not cover its connection where shapes change")
     out, h = [], gaussian().through(relu)
     for i, depth in enumerate(depths):
         if i:

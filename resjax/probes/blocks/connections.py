@@ -31,10 +31,13 @@ Reads = list[tuple[str, Maps, Parameters]]
 
 def connections(at: Subject) -> pd.DataFrame:
     """The rows of one net, on the images of `at`; none if its merge has neither connection, delta nor scalars."""
-    rows = [*_scalars(at.variables["params"]), *_betas(at)]
+    params = at.variables["params"]
+    rows = [*_scalars(params)]
+    if any("delta_update" in own.get("merge", {}) for own in params.values()):
+        rows += _betas(at)
     if getattr(at.net, "connection", None):
         reads, writes = _recorded(at)
-        for block, carried, p in reads if "query" in at.net.connection.last_params else ():
+        for block, carried, p in reads if at.net.connection.read is streams.ATTENTION.read else ():
             weights = streams.attention(carried, p["query"])
             rows += [(block, "attention", i, 0, value) for i, value in enumerate(_mean(weights[..., 0]))]
         for block, carried, p in writes if at.net.connection.write in MIXING else ():
