@@ -17,7 +17,7 @@ from resjax.models.layers import Linear, Norm
 from resjax.models.merges import EPS, MERGES, Merge
 from resjax.models.resnet import Block
 from resjax.theory.laws import Law, gaussian
-from resjax.theory.mean_field import block, blocks, branch_constant, critical, safe_depth, stages
+from resjax.theory.mean_field import block, blocks, branch_constant, critical, safe_depth
 
 C = np.pi / (np.pi - 1)
 
@@ -292,40 +292,7 @@ def test_blocks_with_layernorm(name, depth):
     np.testing.assert_allclose(measure(MERGES[name], h, depth, "ln"), want, rtol=0.05)
 
 
-@pytest.mark.parametrize(
-    "name", ["x0", "mhc", *(pytest.param(name, marks=pytest.mark.slow) for name in ("hc", "hc_mul"))]
-)
-def test_connections_that_are_a_merge_at_init(name):
-    """Gradient power at the stem's output, over that at what the head sees of one stream, after two blocks."""
-    merge, v0 = MERGES[name], jax.random.normal(jax.random.key(0), (256, 1024))
-    block_of = partial(
-        Block, features=1024, stride=1, merge=merge, scale=1.0, gate_bias=0.0, granularity="channel", shortcut="B",
-        activation="relu", post_activation="none", dropout=0.0, linear=partial(Linear), norm=partial(Norm, "ln"),
-        dtype=jnp.float32,
-    )  # fmt: skip
-    nets = [block_of(index=index) for index in range(2)]
-    variables = [net.init(jax.random.key(i), v0, True, merge.connection.start(v0)) for i, net in enumerate(nets)]
-
-    def through(v0):
-        h, carried = v0, merge.connection.start(v0)
-        for net, own in zip(nets, variables, strict=True):
-            h, carried = net.apply(own, h, True, carried)
-        return merge.connection.last(h, carried, {}) / (1 if name == "x0" else len(carried))
-
-    out, backward = jax.vjp(through, v0)
-    gradient = jax.random.normal(jax.random.key(7), out.shape)
-    want = blocks(merge, gaussian(), 2, norm="ln")
-    gain = jnp.sum(backward(gradient)[0] ** 2) / jnp.sum(gradient**2)
-    assert float(gain) == pytest.approx(np.prod([b.gain for b in want]), rel=0.05)
-    assert float(jnp.mean(out**2)) == pytest.approx(want[-1].z.power, rel=0.05)
-
-
 def test_what_the_theory_does_not_cover():
     for name, words in {"attnres": "its connection", "pure": "its branch, whose output is not Gaussian"}.items():
         with pytest.raises(ConfigError, match=f"merge '{name}': the theory of two operands does not cover {words}"):
             block(MERGES[name], gaussian())
-    with pytest.raises(ConfigError, match="merge 'hc': the theory does not cover its connection where shapes change"):
-        stages(MERGES["hc"], [1, 1])
-    assert stages(MERGES["x0"], [2, 1])[-1].gain == stages(MERGES["add"], [2, 1])[-1].gain
-    with pytest.raises(ConfigError, match="merge 'delta': its map 'delta_update' mixes many units"):
-        block(MERGES["delta"], gaussian())

@@ -17,8 +17,8 @@ from resjax.models.layers import ACTIVATIONS
 from resjax.models.merges import MERGES, Merge
 from resjax.probes.blocks.propagation import propagation
 from resjax.probes.subject import Subject
+from resjax.theory import mean_field, population
 from resjax.theory.laws import gaussian
-from resjax.theory.mean_field import blocks, safe_depth, stages
 from resjax.training import probing, step
 from resjax.training.loop import make_task
 from resjax.training.trained import reopen
@@ -64,7 +64,7 @@ def predicted(config: ConfigDict) -> list[dict]:
         return []
     merge, kwargs = _in_theory(config.model)
     try:
-        found = stages(merge, [count for count, _, _ in net.stages], **kwargs)
+        found = (population if merge.connection else mean_field).stages(merge, [n for n, _, _ in net.stages], **kwargs)
     except ConfigError:
         return []
     names = (f"stage{i}_block{j}" for i, (count, _, _) in enumerate(net.stages, 1) for j in range(1, count + 1))
@@ -77,20 +77,19 @@ def predicted(config: ConfigDict) -> list[dict]:
 
 def safe(model: ConfigDict) -> int | None:
     """Theory's `safe_depth` of blocks of equal shapes, counted from the first z; at most LIMIT. None as `predicted`."""
-    if not _described(model):
-        return None
     merge, kwargs = _in_theory(model)
-    first = blocks(merge, gaussian().through(relu), 1, **kwargs)[0]
-    return safe_depth(merge, first.z, limit=LIMIT, **kwargs)
+    if merge.connection or not _described(model):
+        return None
+    first = mean_field.blocks(merge, gaussian().through(relu), 1, **kwargs)[0]
+    return mean_field.safe_depth(merge, first.z, limit=LIMIT, **kwargs)
 
 
 def _described(model: ConfigDict) -> bool:
-    connected = MERGES[model.merge].connection is not None  # z is not all that leaves its blocks
-    return model.post_activation == "none" and not model.dropout and not model.merge_blocks and not connected
+    return model.post_activation == "none" and not model.dropout and not model.merge_blocks
 
 
 def _in_theory(model: ConfigDict) -> tuple[Merge, dict]:
-    """The merge at its init, and the keywords of `resjax.theory.mean_field.block`."""
+    """The merge at its init, and the keywords of `mean_field.block`."""
     given = {"branch_scale": model.scale, "extra_bias": model.gate_bias}
     merge = replace(MERGES[model.merge], **{name: value for name, value in given.items() if value is not None})
     return merge, {"norm": model.norm, "activation": ACTIVATIONS[model.activation]}

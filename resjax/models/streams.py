@@ -60,8 +60,7 @@ class Connection:
       params: name -> init. Every block has parameters of its own.
       last_params: of `last`.
       per_stage: whether a stage's first block begins a new list.
-      at_init: combine -> that of the merge of two operands which the block is at init, where it is one: the theory's.
-      until_projected: whether that holds only up to the first change of shape, as projections differ.
+      linear: whether `read` is a linear layer of all that is carried, of weights with the variance 1/fan_in.
     """
 
     read: Callable[[jax.Array, Maps, Parameters], jax.Array]
@@ -71,8 +70,7 @@ class Connection:
     params: Mapping[str, Init] = field(default_factory=dict, hash=False)
     last_params: Mapping[str, Init] = field(default_factory=dict, hash=False)
     per_stage: bool = False
-    at_init: Callable[[Callable], Callable] | None = None
-    until_projected: bool = False
+    linear: bool = False
 
 
 class Declared(nn.Module):
@@ -108,7 +106,6 @@ X0 = Connection(  # modded-nanogpt: r*s + f + c*v0, written so that r = 1 and c 
     write=lambda carried, s, f, z, p: (z + (p["r"] - 1) * s + p["c"] * carried[0], carried),
     start=lambda v0: (v0,),
     params={"r": constant(1.0), "c": constant(0.0)},
-    at_init=lambda combine: combine,
 )
 
 
@@ -145,7 +142,8 @@ def _mixing(key: jax.Array, place: Place) -> jax.Array:
 
 # Dense (Huang et al. 2017, 1608.06993): a 1x1 convolution of all outputs of the stage.
 DENSE = Connection(
-    _mixed, _append, lambda v0: (v0,), _mixed, {"kernel": _mixing}, {"kernel": _mixing}, per_stage=True
+    _mixed, _append, lambda v0: (v0,), _mixed, {"kernel": _mixing}, {"kernel": _mixing}, per_stage=True,
+    linear=True,
 )  # fmt: skip
 
 
@@ -201,11 +199,6 @@ def _sum(h: jax.Array, carried: Maps, p: Parameters) -> jax.Array:
     return sum(carried[1:], carried[0])
 
 
-def _beside(combine: Callable) -> Callable:
-    """Streams start equal, and stay so until they pass projections of their own: each is s + combine(s, f)."""
-    return lambda s, f, **more: s + combine(s, f, **more)
-
-
 def copies(n: int) -> Callable[[jax.Array], Maps]:
     """N streams that are the stem's output."""
     return lambda v0: (v0,) * n
@@ -231,7 +224,7 @@ def hyper_connections(n: int) -> Connection:
         "kernel_post": zeros(lambda place: place.features, 1),
     }
     params |= {f"factor_{name}": constant(DYNAMIC) for name in ("pre", "res", "post")}
-    return Connection(_hc_read, _hc_write, copies(n), _sum, params, at_init=_beside, until_projected=True)
+    return Connection(_hc_read, _hc_write, copies(n), _sum, params)
 
 
 def doubly_stochastic(logits: jax.Array) -> jax.Array:
@@ -289,7 +282,7 @@ def manifold_hyper_connections(n: int) -> Connection:
         "kernel_post": zeros(lambda place: place.features, n),
     }
     params |= {f"factor_{name}": constant(DYNAMIC) for name in ("pre", "res", "post")}
-    return Connection(_mhc_read, _mhc_write, copies(n), _sum, params, at_init=_beside, until_projected=True)
+    return Connection(_mhc_read, _mhc_write, copies(n), _sum, params)
 
 
 HC, MHC = hyper_connections(STREAMS), manifold_hyper_connections(STREAMS)

@@ -66,20 +66,18 @@ def block(
 
     Raises:
       ConfigError: another norm, an input without variance, a map m that is neither elementwise nor constant, a branch
-        that is not Gaussian, or a connection that is no merge of two operands at init.
+        that is not Gaussian, or a connection: see `resjax.theory.population`.
     """
-    if merge.connection and merge.connection.at_init:
-        merge = replace(merge, combine=merge.connection.at_init(merge.combine), connection=None)
     if merge.branch == "pure" or merge.connection:
         what = "connection" if merge.connection else "branch, whose output is not Gaussian"
         raise ConfigError(f"merge {merge.name!r}: the theory of two operands does not cover its {what}")
-    v, g = _normaliser(norm, h), merge.branch_scale
+    v, g = normaliser(norm, h), merge.branch_scale
     a = g / math.sqrt(h.variance) if merge.shortcut_norm else 1.0
     s = Law(merge.shortcut_bias + a * (h.x - h.mean) if merge.shortcut_norm else h.x, h.w).compressed(_COARSE)
     # The catalogue has its kinks at s = 0, f = 0 and |s| = |f|; elsewhere they cost digits.
     f, w_f = nodes(merge.branch_bias, g, np.stack([np.zeros_like(s.x), s.x, -s.x], -1))
     more = merge.inits(index) | ({"t": 0.0} if merge.scheduled else {})
-    third = _third_map(merge, more, s, h, v)
+    third = third_map(merge, more, s, h, v)
     u, w_u = (third.mean + third.std * _U, np.exp(-np.square(_U) / 2)) if third.std else (np.zeros(1), np.ones(1))
 
     def merged(s: Array, f: Array, u: Array) -> Array:
@@ -116,13 +114,11 @@ def stages(merge: Any, depths: Sequence[int], *, norm: str = "bn", **kwargs) -> 
     Gaussian, and a gradient passes either in inverse proportion to what the norms divide by. Its gain compares powers
     that are summed over the units of a sample.
     """
-    if len(depths) > 1 and merge.connection and merge.connection.until_projected:
-        raise ConfigError(f"merge {merge.name!r}: the theory does not cover its connection where shapes change")
     out, h = [], gaussian().through(relu)
     for i, depth in enumerate(depths):
         if i:
             start = block(merge, gaussian(), norm=norm, index=len(out), **kwargs)
-            kurtosis, gain = start.z.kurtosis / h.kurtosis, start.gain / _normaliser(norm, h)
+            kurtosis, gain = start.z.kurtosis / h.kurtosis, start.gain / normaliser(norm, h)
             out.append(replace(start, kurtosis_factor=kurtosis, gain=gain))
         out += blocks(merge, out[-1].z if i else h, depth - bool(i), first=len(out), norm=norm, **kwargs)
         h = out[-1].z
@@ -161,10 +157,10 @@ def branch_constant(norm: str = "bn", activation: Callable = relu) -> float:
     """
     y = gaussian()
     slope = y.through(lambda x: jax.vjp(activation, x)[1](np.ones(x.shape))[0])
-    return slope.power / _normaliser(norm, y.through(activation))
+    return slope.power / normaliser(norm, y.through(activation))
 
 
-def _normaliser(norm: str, law: Law) -> float:
+def normaliser(norm: str, law: Law) -> float:
     """What a norm divides W x by, squared, for x of this law and weights of variance 1/fan_in."""
     if norm not in ("bn", "ln"):
         raise ConfigError(f"norm={norm!r}: mean-field theory has bn and ln; gn averages few units, none scales nothing")
@@ -174,7 +170,7 @@ def _normaliser(norm: str, law: Law) -> float:
 
 
 @dataclass(frozen=True)
-class _ThirdMap:
+class ThirdMap:
     """m = of(s, f, u) with u ~ N(mean, std^2); gradient power at u reaches the block's input times `gain`."""
 
     of: Callable[[Array, Array, Array], Array | float]
@@ -183,24 +179,24 @@ class _ThirdMap:
     gain: float = 0.0
 
 
-def _third_map(merge, more: dict[str, float], s: Law, h: Law, v: float) -> _ThirdMap:
+def third_map(merge, more: dict[str, float], s: Law, h: Law, v: float) -> ThirdMap:
     """What `merge.extra`, a name of `resjax.models.gates.MAPS`, is in mean-field theory."""
     b, g, bias = merge.branch_bias, merge.branch_scale, merge.extra_bias
     if merge.extra == "norm_product":
         mean = s.mean * b
         std = math.sqrt(s.power * (b**2 + g**2) - mean**2)
-        return _ThirdMap(lambda s, f, u: (s * f - mean) / std)
+        return ThirdMap(lambda s, f, u: (s * f - mean) / std)
     if merge.extra in ("transform_gate", "branch_gate", "branch_gate_group"):
-        return _ThirdMap(lambda s, f, u: sigmoid(u), bias, 1.0, 1 / v)
+        return ThirdMap(lambda s, f, u: sigmoid(u), bias, 1.0, 1 / v)
     if merge.extra == "shortcut_gate":
-        return _ThirdMap(lambda s, f, u: sigmoid(u), bias, math.sqrt(2 * h.power), 2.0)
-    if merge.extra == "low_rank":
-        return _ThirdMap(lambda s, f, u: 0.0)  # its last layer starts at 0
+        return ThirdMap(lambda s, f, u: sigmoid(u), bias, math.sqrt(2 * h.power), 2.0)
+    if merge.extra in ("low_rank", "delta_update"):  # the first's last layer starts at 0; one direction of many is none
+        return ThirdMap(lambda s, f, u: 0.0)
     if merge.extra == "simam":  # of vectors; on maps the gate lies above this, by how f varies over positions
-        return _ThirdMap(lambda s, f, u: sigmoid(0.5))
+        return ThirdMap(lambda s, f, u: sigmoid(0.5))
     x = gaussian().x
     if not merge.extra or np.array_equal(*(merge.combine(x, x[::-1], m=m, **more) for m in (0.0, 1.0))):
-        return _ThirdMap(lambda s, f, u: 0.0)  # none, or hidden behind a learned scalar that is 0
+        return ThirdMap(lambda s, f, u: 0.0)  # none, or hidden behind a learned scalar that is 0
     raise ConfigError(
         f"merge {merge.name!r}: its map {merge.extra!r} mixes many units or positions and is not constant at init, so"
         " that z is no elementwise function of s and f"
