@@ -20,6 +20,7 @@ from resjax import config as config_lib
 from resjax.analysis import plots, tables
 from resjax.config import ConfigError
 from resjax.models.merges import MERGES
+from resjax.probes.blocks.predicted import predicted, safe_depth
 from resjax.sweep import measuring
 from resjax.theory.mean_field import branch_constant, stages
 
@@ -114,21 +115,21 @@ def test_nets_before_training(tmp_path):
 def test_what_theory_does_not_cover_is_left_out():
     others = ({"model.post_activation": "relu"}, {"model.dropout": 0.1}, {"model.merge_blocks": 1})
     for entries in ({"merge": "se"}, {"model.norm": "gn"}, *others):
-        assert of_init.predicted(tiny(**entries)) == []
-    assert [of_init.safe(tiny(**entries).model) for entries in others] == [None] * 3
-    assert of_init.predicted(tiny(**{"model.shortcut": "A"})) == of_init.predicted(tiny())  # no change of shape
+        assert predicted(tiny(**entries).model) == []
+    assert [safe_depth(tiny(**entries).model) for entries in others] == [None] * 3
+    assert predicted(tiny(**{"model.shortcut": "A"}).model) == predicted(tiny().model)  # no change of shape
     resnet = config_lib.base()
     resnet.model.shortcut = "A"
-    assert of_init.predicted(resnet) == []
+    assert predicted(resnet.model) == []
 
 
 def test_theory_knows_the_bias_of_the_gate():
-    (block,) = of_init.predicted(tiny("highway", **{"model.gate_bias": 20.0, "model.depth": 4}))
+    (block,) = predicted(tiny("highway", **{"model.gate_bias": 20.0, "model.depth": 4}).model)
     assert block["power"] == pytest.approx(1, rel=1e-3)  # z is f; by its own bias, -6, it is near s, of power .5
 
 
 def test_safe_depths():
-    depths = [of_init.safe(tiny("mul_res", **{"model.scale": g}).model) for g in (0.3, 0.5, 1.0)]
+    depths = [safe_depth(tiny("mul_res", **{"model.scale": g}).model) for g in (0.3, 0.5, 1.0)]
     assert depths == [4, 1, 0]  # the gain is about 1 + g^2 (1 + c): 1.22, 1.62, 3.47
 
 

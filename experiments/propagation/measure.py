@@ -2,28 +2,21 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 
 import jax.numpy as jnp
 import optax
 import pandas as pd
-from jax.nn import relu
 from ml_collections import ConfigDict
 
 from experiments.propagation.activity import activity
-from resjax.config import ConfigError
 from resjax.data.dataset import load
-from resjax.models.layers import ACTIVATIONS
-from resjax.models.merges import MERGES, Merge
+from resjax.probes.blocks.predicted import predicted, safe_depth
 from resjax.probes.blocks.propagation import propagation
 from resjax.probes.subject import Subject
-from resjax.theory import mean_field, population
-from resjax.theory.laws import gaussian
 from resjax.training import probing, step
 from resjax.training.loop import make_task
 from resjax.training.trained import reopen
 
-LIMIT = 30  # blocks
 SAME_LOSS = 1e-3  # nats within which the loss of an image is that of equal logits, ln(classes)
 
 
@@ -33,7 +26,7 @@ def measure(config: ConfigDict, workdir: str | os.PathLike, *, kind: str, images
     Args:
       config: of the nets.
       workdir: root of the run directories, for "trained".
-      kind: "signal": rows of `propagation`, and theory, those of `predicted`; "safe": one row, `safe`;
+      kind: "signal": rows of `propagation`, and theory, those of `predicted`; "safe": one row, `safe_depth`;
         "untrained", "trained": rows of `activity`, and losses, with seed, loss (mean, in nats) and guessing, the share
         of images whose loss is ln(classes).
       images: of the training split, spread evenly over it.
@@ -42,7 +35,7 @@ def measure(config: ConfigDict, workdir: str | os.PathLike, *, kind: str, images
       ConfigError: of the data or the net; there is no finished run.
     """
     if kind == "safe":
-        return {"rows": [{"safe_depth": safe(config.model)}]}
+        return {"rows": [{"safe_depth": safe_depth(config.model)}]}
     if kind == "trained":
         run = reopen(config, workdir)
         return _active(probing.subjects(run.task, run.dataset.train, images, run.final, "trained"), train=False)
@@ -50,49 +43,7 @@ def measure(config: ConfigDict, workdir: str | os.PathLike, *, kind: str, images
     if kind == "untrained":
         return _active(subjects, train=True)
     seen = [propagation(at.net, at.variables, at.x_BxHxWxC, at.key).assign(seed=seed) for seed, at in subjects.items()]
-    return {"rows": pd.concat(seen).to_dict("records"), "theory": predicted(config)}
-
-
-def predicted(config: ConfigDict) -> list[dict]:
-    """Theory of that: a row per block, in the columns of `propagation` that it knows.
-
-    [] for nets that it does not describe: another merge or norm, an activation after the merge (its z is the one after
-    that), dropout, blocks of several merges, and changes of shape by zero-padding.
-    """
-    net = make_task(config, load(config.dataset)).net
-    if not _described(config.model) or (config.model.shortcut == "A" and len(net.stages) > 1):
-        return []
-    merge, kwargs = _in_theory(config.model)
-    try:
-        found = (population if merge.connection else mean_field).stages(merge, [n for n, _, _ in net.stages], **kwargs)
-    except ConfigError:
-        return []
-    names = (f"stage{i}_block{j}" for i, (count, _, _) in enumerate(net.stages, 1) for j in range(1, count + 1))
-    moments = ("mean", "power", "kurtosis", "typical", "alive")
-    return [
-        {"block": name} | {moment: getattr(b.z, moment) for moment in moments} | {"gain": b.gain}
-        for name, b in zip(names, found, strict=True)
-    ]
-
-
-def safe(model: ConfigDict) -> int | None:
-    """Theory's `safe_depth` of blocks of equal shapes, counted from the first z; at most LIMIT. None as `predicted`."""
-    merge, kwargs = _in_theory(model)
-    if merge.connection or not _described(model):
-        return None
-    first = mean_field.blocks(merge, gaussian().through(relu), 1, **kwargs)[0]
-    return mean_field.safe_depth(merge, first.z, limit=LIMIT, **kwargs)
-
-
-def _described(model: ConfigDict) -> bool:
-    return model.post_activation == "none" and not model.dropout and not model.merge_blocks
-
-
-def _in_theory(model: ConfigDict) -> tuple[Merge, dict]:
-    """The merge at its init, and the keywords of `mean_field.block`."""
-    given = {"branch_scale": model.scale, "extra_bias": model.gate_bias}
-    merge = replace(MERGES[model.merge], **{name: value for name, value in given.items() if value is not None})
-    return merge, {"norm": model.norm, "activation": ACTIVATIONS[model.activation]}
+    return {"rows": pd.concat(seen).to_dict("records"), "theory": predicted(config.model)}
 
 
 def _active(subjects: Mapping[int, Subject], *, train: bool) -> dict[str, list[dict]]:
