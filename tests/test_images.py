@@ -31,17 +31,21 @@ def no_figures(monkeypatch):
     monkeypatch.setattr(images, "draw", lambda out: [])
 
 
-def kernel(config, workdir, mode, pool, n):
-    """Stands in for `kernels.measure`."""
+def measure(config, workdir, **options):
+    """Stands in for `kernels.measure` and `gains.measure`."""
+    if "mode" not in options:
+        rows = [{"seed": 0, "block": "stage1_block1", "gain": math.nan}, {"seed": 0, "block": "b", "gain": 2.0}]
+        return {"rows": rows, "theory": []}
     value = {"add": 0.5, "mul_bn1": 0.6}[config.model.merge]
-    about = {"kernel": mode, "pool": pool, "n": n, "eigenlearning": value, "leave_one_out": 1 - value}
+    about = {"kernel": options["mode"], "pool": options["pool"], "n": options["n"]}
+    about |= {"eigenlearning": value, "leave_one_out": 1 - value}
     return {"rows": [about | {"seed": seed} for seed in range(config.seeds)]}
 
 
 def run(place: Path, *argv, train=None, machine="one"):
     """The small design on a machine with a work directory of its own; the archive is that of the place."""
     paths = [f"--workdir={place / machine}", f"--out={place / 'out'}", f"--archive={place / 'archive'}"]
-    return images.main(["--smoke", *paths, *argv], train or Trainer(by_rate), kernel)
+    return images.main(["--smoke", *paths, *argv], train or Trainer(by_rate), measure)
 
 
 def read(place, suffix=""):
@@ -91,7 +95,7 @@ def test_the_recipe_yields_to_the_command_line_and_decided_entries_are_refused(t
     argv = [f"--workdir={tmp_path}", f"--out={tmp_path / 'o'}", f"--archive={tmp_path}", "--parts=A,A-again"]
     assert images.main(argv, Trainer(by_rate)) == 2
     assert capsys.readouterr().err == "error: --parts: A-again takes its rates from A-rates; name both\n"
-    assert run(tmp_path, "--design=tpu") == 2 and "choose from cpu, gpu, smoke" in capsys.readouterr().err
+    assert run(tmp_path, "--design=tpu") == 2 and "choose from cpu, gpu, products, smoke" in capsys.readouterr().err
 
 
 def test_a_study_tunes_trains_and_compares(tmp_path, capsys):
@@ -100,6 +104,7 @@ def test_a_study_tunes_trains_and_compares(tmp_path, capsys):
     tuning = read(tmp_path, "_tuning")
     assert set(tuning["seed"]) == {1000, 1001} and set(tuning.loc[tuning["picked"], "rate"]) == {0.3}
     rows = read(tmp_path)
+    rows = rows[rows["part"] != "depth"]
     assert len(rows) == 2 * 2 * 2 and set(rows["seed"]) == {0, 1} and set(rows["learning_rate"]) == {0.3}
     differences = read(tmp_path, "_differences").set_index(["part", "arm", "metric"])
     assert differences.loc[("A", "mul_bn1", "OA"), "difference"] == pytest.approx(-0.1)
@@ -116,8 +121,8 @@ def test_a_study_tunes_trains_and_compares(tmp_path, capsys):
     knew = read(tmp_path, "_knew").set_index("predictor")["tau"]
     assert knew.to_dict() == {"eigenlearning": 1, "leave_one_out": -1}
     header = (tmp_path / "out.csv").read_text()
-    assert "10 of 10 cells were trained" in header and len(train.trained) == 10
-    names = ("differences", "contrasts", "curves", "rates")
+    assert "14 of 14 cells were trained" in header and len(train.trained) == 14
+    names = ("differences", "contrasts", "curves", "rates", "depth")
     drawn = images.figures.draw(images.tables.written(tmp_path / "out", *images.SUFFIXES), tmp_path / "out")
     assert drawn == [tmp_path / f"out_{name}{suffix}" for name in names for suffix in (".png", ".pdf")]
 
@@ -149,7 +154,7 @@ def test_finished_trains_nothing_and_takes_what_there_is(tmp_path, capsys):
     (one,) = [n for n, c in runs.items() if c["seed"] == 0 and c["name"] == "mul_bn1" and c["epochs"] == 3]
     shutil.rmtree(tmp_path / "archive" / one)
     assert run(tmp_path, "--finished", train=train, machine="two") == 0 and not train.trained
-    assert len(read(tmp_path)) == 6 and read(tmp_path, "_contrasts").empty
+    assert len(read(tmp_path)) == 14 and read(tmp_path, "_contrasts").empty
 
 
 def test_minutes_start_what_fits(tmp_path, capsys):
@@ -296,3 +301,44 @@ def test_whether_a_kernel_knew():
     found = tables.knew(table, rows, DESIGNS["smoke"]).set_index("predictor")
     assert found["tau"].to_dict() == {"eigenlearning": 1, "leave_one_out": -1} and (found["arms"] == 3).all()
     assert found.loc["eigenlearning", "p"] == pytest.approx(2 / 6)  # of all orders of three
+
+
+def by_depth(losses, lost=()):
+    """Rows of two arms, accuracy .9 at depth 8 and that less a loss at depth 56, of four seeds."""
+    return pd.DataFrame([
+        {
+            "part": "depth", "set": "digits", "arm": arm, "depth": depth, "seed": seed,
+            "status": "diverged" if arm in lost and depth == 56 and seed == 0 else "done",
+            "OA": 0.9 - (depth == 56) * (loss + 0.001 * seed),
+        }
+        for arm, loss in losses.items() for depth in (8, 20, 56) for seed in range(4)
+    ])  # fmt: skip
+
+
+def test_what_stands_depth():
+    table = tables.depths(by_depth({"add": 0.0, "mul": 0.1, "glu": 0.0095, "pure": 0.0}, lost=("pure",)))
+    assert list(table["deep"]) == [56] * 4 and list(table["lost"]) == [0, 0, 0, 1]
+    assert list(table["difference"]) == pytest.approx([-0.0015, -0.1015, -0.011, -0.0015])
+    assert list(table["stands"]) == [True, False, False, False]
+    (words,) = tables.stand(table).values()
+    assert words.startswith(
+        "depth 56 less depth 8, in points, n = 4: stand: add (-0.2 [-0.4, +0.1]); do not stand: mul ("
+    )
+    assert words.endswith("pure (-0.2 [-0.4, +0.1], 1 lost); open: glu (-1.1 [-1.3, -0.9])")
+    assert tables.depths(by_depth({"add": 0.0})[lambda rows: rows["depth"] == 8]).empty
+
+
+def test_gains_are_geometric_means_over_the_blocks_after_the_first():
+    rows = [
+        {"seed": seed, "block": i, "gain": gain} for seed in range(2) for i, gain in enumerate((math.nan, 2.0, 8.0))
+    ]
+    theory = [{"block": i, "gain": gain} for i, gain in enumerate((math.nan, 1.0, 4.0))]
+    key = Key("digits", "mul", 8)
+    found = tables.gains(
+        {
+            ("depth", key): {"rows": rows, "theory": theory},
+            ("depth", key._replace(depth=4)): {"rows": rows[:1], "theory": []},
+        }
+    )
+    assert list(found["gain"])[0] == pytest.approx(4) and list(found["predicted_gain"])[0] == pytest.approx(2)
+    assert found[["gain", "predicted_gain"]].iloc[1].isna().all() and list(found["n"]) == [2, 0]

@@ -134,24 +134,49 @@ def rates(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
 
 
 @plots.in_style
-def depth(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
-    """Test accuracy by depth, for the parts that have several."""
-    table = table[table["metric"] == "OA"]
-    deep = table.groupby(["part", "set"])["depth"].transform("nunique") > 1
-    if not deep.any():
+def depth(read: Mapping[str, pd.DataFrame], path: str | os.PathLike) -> list[Path]:
+    """By depth, a column per norm: test accuracy, and the gain per block at initialisation with theory as a line."""
+    trained = read["_differences"][read["_differences"]["metric"] == "OA"]
+    trained = trained[trained.groupby(["part", "set"])["depth"].transform("nunique") > 1]
+    untrained = read.get("_gains", pd.DataFrame(columns=trained.columns))
+    arms = [arm for arm in ARMS if arm in {*trained["arm"], *untrained["arm"]}]
+    norms = list(dict.fromkeys(_norm(arm) for arm in arms))
+    if not arms:
         return []
-    figure = plots.new_figure(plots.WIDTH * 0.7, 3.0)
-    axes = figure.subplots()
-    for arm, rows in table[deep].groupby("arm", sort=False):
-        mean, low, high = (100 * rows[name].astype(float) for name in ("mean", "ci_low", "ci_high"))
-        axes.errorbar(
-            rows["depth"], mean, [mean - low, high - mean], capsize=2, markersize=5, linewidth=1.2, **look(arm)
-        )
-    axes.set_xlabel("depth of the ResNet")
-    axes.set_ylabel("test accuracy (%)")
-    axes.set_xticks(sorted(set(table[deep]["depth"])))
-    _legend(figure, table[deep]["arm"])
+    lines = [table for table in (trained, untrained) if len(table)]
+    figure = plots.new_figure(plots.WIDTH, 0.9 + 2.3 * len(lines))
+    grid = figure.subplots(len(lines), len(norms), squeeze=False, sharey="row", sharex=True)
+    for norm, column in zip(norms, grid.T, strict=True):
+        column[0].set_title(norm, fontsize=8)
+        for table, axes in zip(lines, column, strict=True):
+            for arm, rows in table[[_norm(arm) == norm for arm in table["arm"]]].groupby("arm", sort=False):
+                (_by_depth if table is trained else _gain_by_depth)(axes, rows, look(arm) | _line(arm))
+            axes.set_xticks(sorted({*trained["depth"], *untrained["depth"]}))
+        column[-1].set_xlabel("depth of the net")
+    for table, axes in zip(lines, grid[:, 0], strict=True):
+        axes.set_ylabel("test accuracy (%)" if table is trained else "gain per block at init")
+    _legend(figure, pd.Series(arms))
     return plots.saved(figure, path)
+
+
+def _norm(arm: str) -> str:
+    return "LayerNorm" if arm.endswith("LN") else "BatchNorm"
+
+
+def _line(arm: str) -> dict:
+    """Within a column only what a block reads is left to tell."""
+    return {"linestyle": "--", "fillstyle": "none"} if "two cells" in arm else {"linestyle": "-", "fillstyle": "full"}
+
+
+def _by_depth(axes: "Axes", rows: pd.DataFrame, style: dict) -> None:
+    mean, low, high = (100 * rows[name].astype(float) for name in ("mean", "ci_low", "ci_high"))
+    axes.errorbar(rows["depth"], mean, [mean - low, high - mean], capsize=2, markersize=4, linewidth=1.1, **style)
+
+
+def _gain_by_depth(axes: "Axes", rows: pd.DataFrame, style: dict) -> None:
+    axes.set_yscale("log")
+    axes.plot(rows["depth"], rows["gain"], markersize=4, **style | {"linestyle": "none"})
+    axes.plot(rows["depth"], rows["predicted_gain"], linewidth=1, **style | {"marker": ""})
 
 
 def _panels(count: int, x: str, y: str) -> tuple["Figure", list["Axes"]]:
@@ -184,6 +209,6 @@ def draw(read: Mapping[str, pd.DataFrame], out: str | os.PathLike) -> list[Path]
         "_contrasts": ("_contrasts", contrasts),
         "_curves": ("_curves", curves),
         "_rates": ("_tuning", rates),
-        "_depth": ("_differences", depth),
     }
-    return plots.of_tables({suffix: table for suffix, table in read.items() if len(table)}, out, plan)
+    read = {suffix: table for suffix, table in read.items() if len(table)}
+    return plots.of_tables(read, out, plan) + (depth(read, f"{out}_depth") if "_differences" in read else [])

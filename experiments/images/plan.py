@@ -32,12 +32,18 @@ class Arm(NamedTuple):
 
 
 _LN, _USUAL = {"model.norm": "ln"}, {"model.post_activation": "relu", "model.shortcut": "A"}
+_TWO = {"add": "two_cells"} | {merge: f"{merge}_two_cells" for merge in ("mul", "mul_bn1", "pi_sigmoid")}
+_PRODUCTS = ("pi_sigmoid", "glu", "pure")
 ARMS = {
     **{merge: Arm(merge) for merge in ("add", "mul", "mul_bn1", "gate_sig", "gate_2sig", "se", "pi", "mul_res")},
     "add, LN": Arm("add", "add, LN", _LN),
     "mul, LN": Arm("mul", "add, LN", _LN),
     "add, usual": Arm("add", "add, usual", _USUAL),
     "mul_bn1, usual": Arm("mul_bn1", "add, usual", _USUAL),
+    **{merge: Arm(merge) for merge in _PRODUCTS},
+    **{f"{merge}, LN": Arm(merge, "add, LN", _LN) for merge in ("mul_bn1", *_PRODUCTS)},
+    **{f"{merge}, two cells": Arm(own) for merge, own in _TWO.items()},
+    **{f"{merge}, two cells, LN": Arm(own, "add, LN", _LN) for merge, own in _TWO.items()},
 }
 CORE = ("add", "mul", "mul_bn1")
 
@@ -67,6 +73,7 @@ class Part:
       entries: of the config, beside the recipe.
       around: the runs are those of the tuning seeds, on the validation split, at the picked rate and its neighbours.
       chosen_by: a part of that kind, by whose validation accuracies the rates are chosen anew.
+      untrained: depths of the nets whose gain per block is measured at initialisation.
     """
 
     words: str
@@ -81,6 +88,7 @@ class Part:
     entries: Mapping = field(default_factory=dict)
     around: bool = False
     chosen_by: str = ""
+    untrained: tuple[int, ...] = ()
 
 
 class Kernel(NamedTuple):
@@ -138,6 +146,22 @@ _FEW = (0.01, 0.03, 0.1, 0.3, 1.0)
 _D = ("add", "gate_sig", "gate_2sig", "se", "pi", "mul_res", "add, LN", "mul, LN", "add, usual", "mul_bn1, usual")
 _ALL = tuple(dict.fromkeys(CORE + _D))
 _DEEP = ("add", "mul", "mul_bn1", "mul_res", "add, LN", "mul, LN")
+_STAND = tuple(
+    f"{merge}{norm}"
+    for norm in ("", ", LN")
+    for merge in (
+        "add",
+        "add, two cells",
+        "mul",
+        "mul, two cells",
+        "mul_bn1",
+        "mul_bn1, two cells",
+        "pi_sigmoid",
+        "pi_sigmoid, two cells",
+        "glu",
+        "pure",
+    )
+)
 _BOTH = ("cifar10", "cifar100")
 _BOARD = ("add", "mul_bn1", "mul_res", "se", "gate_2sig", "mul, LN")
 # MLS-Bench, task dl-residual-connection (2605.08678): rate .1, cosine, 200 epochs, weight decay 5e-4, no clipping.
@@ -159,7 +183,8 @@ DESIGNS = {
             "C": Part("Slower or worse?", _BOTH, CORE, 3, 30),
             "D": Part("Do other products and gates help, or with other norms and activations?", _BOTH, _D, 4, 10,
                       rates=_FEW),
-            "depth": Part("What lets a product stand depth?", ("cifar10",), _DEEP, 2, 4, (8, 14, 20, 32), _FEW),
+            "depth": Part("What lets a product stand depth?", ("cifar10",), _DEEP, 2, 4, (8, 14, 20, 32), _FEW,
+                          untrained=(8, 14, 20, 32)),
         },
         {
             "CIFAR-100 less CIFAR-10": (("A", "cifar100"), ("A", "cifar10")),
@@ -186,11 +211,21 @@ DESIGNS = {
         {"CIFAR-100 less CIFAR-10": (("ResNet-20", "cifar100"), ("ResNet-20", "cifar10"))},
         at_once=8, speed=50_000.0, entries={"replicas": "vmap"},
     ),
+    "products": Design(
+        {"digits": Set("digits", 1_437)},
+        {
+            "products": Part("What lets a product stand depth?", ("digits",), _STAND, 6, 40, (8, 20, 56), _FEW, 26_000,
+                             untrained=(8, 20, 56, 110)),
+        },
+        at_once=6, speed=15_000.0,
+    ),
     "smoke": Design(
         {"digits": Set("digits", 1_437, {"model.name": "mlp"})},
         {
             "A": Part("Does the product help?", ("digits",), ("add", "mul_bn1"), 2, 2, (4,), (0.1, 0.3, 1.0), 2_600),
             "C": Part("Slower or worse?", ("digits",), ("add", "mul_bn1"), 2, 3, (4,)),
+            "depth": Part("Deeper?", ("digits",), ("add", "mul_bn1"), 2, 2, (4, 6), rate=0.1,
+                          untrained=(4, 6)),
         },
         {"three epochs less two": (("C", "digits"), ("A", "digits"))},
         kernels=(Kernel(("digits",), ("add", "mul_bn1"), "trace", 64, 32, 2, 4, ("A",)),),
@@ -251,6 +286,12 @@ class Plan(NamedTuple):
         """The nets whose kernels are measured."""
         keys = [Key(name, arm, kernel.depth) for name in kernel.sets for arm in kernel.arms]
         return {key: self._cell("kernel", {}, key, 0.1, 1, 0, kernel.seeds).config for key in keys}
+
+    def untrained_deep(self, name: str, seeds: int) -> dict[Key, ConfigDict]:
+        """The nets of a part whose gain per block is measured."""
+        part = self.design.parts[name]
+        keys = [Key(dataset, arm, depth) for dataset in part.sets for arm in part.arms for depth in part.untrained]
+        return {key: self._cell("gain", part.entries, key, 0.1, 1, 0, seeds).config for key in keys}
 
     def all_of(self, name: str) -> list[Cell]:
         """The cells of a part and of its tuning, at rates that stand for those to be chosen."""

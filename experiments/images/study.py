@@ -3,6 +3,7 @@
   python -m experiments.images --smoke
   python -m experiments.images --parts=A                 # hours; continues after a stop, on another machine too
   python -m experiments.images --finished                # tables and figures of what is finished; trains nothing
+  python -m experiments.images --design=products --gains --out=results/images/products   # Q27: depth
   python -m experiments.images --design=gpu --minutes=12 --out=results/images/gpu    # what fits
 
 The plan is experiments/images/prereg.md, the parts are experiments/images/plan.py. Every arm is compared with its
@@ -14,12 +15,13 @@ commit it, and another machine goes on from there.
 
 Writes OUT.csv (a row per replica), OUT_tuning.csv, OUT_differences.csv, OUT_contrasts.csv, OUT_curves.csv,
 OUT_reached.csv (epochs to the baseline's loss), OUT_around.csv (rates beside the picked ones, at full length),
+OUT_depths.csv (what depth costs), OUT_gains.csv (gain of gradient power per block at initialisation, and by theory),
 OUT_kernels.csv, OUT_knew.csv (do the kernels order the arms?) and figures.
 Exit code 1: a cell failed; 2: bad input, in one line; 128 + n: stopped by signal n.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -35,10 +37,12 @@ from resjax.sweep import flags, measuring, runs, study
 
 MODULE = "experiments.images"
 SMOKE = {
-    "design": "smoke", "width": 8, "archive": "", "allow_edge": True, "kernels": True, "out": "results/images_smoke",
+    "design": "smoke", "width": 8, "archive": "", "allow_edge": True, "kernels": True, "gains": True,
+    "out": "results/images_smoke",
 }  # fmt: skip
 DECIDED = ("seed", "seeds", "epochs", "model.depth", "dataset.train_size", "optimizer.learning_rate")
-SUFFIXES = ("_tuning", "_differences", "_contrasts", "_curves", "_reached", "_around")
+SUFFIXES = ("_tuning", "_differences", "_contrasts", "_curves", "_reached", "_depths", "_gains", "_around")
+GAIN_SEEDS, GAIN_IMAGES = 6, 128
 
 
 def main(
@@ -55,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--parts", default="all", metavar="A,B", help="of the design, in its order; %(default)s")
     p.add_argument("--archive", default="results/images/runs", metavar="DIR", help="of finished runs; %(default)s")
     p.add_argument("--kernels", action="store_true", help="also the tangent kernels at initialisation")
+    p.add_argument("--gains", action="store_true", help="also the gain per block at initialisation, by depth")
     p.add_argument("--finished", action="store_true", help="train nothing: tables of what is finished")
     p.add_argument("--minutes", type=float, metavar="N", help="start no run that would end later; else no limit")
     p.add_argument("--allow_edge", action="store_true", help="a rate at the edge of those tried may be chosen")
@@ -75,6 +80,8 @@ def body(running: study.Study) -> list[Path]:
             paths = report(work)
     if not paths:
         raise ConfigError(f"{', '.join(parts)}: no run is finished")
+    if args.gains:
+        paths = report(work, started(work, parts))
     return paths + (known(work) if args.kernels else [])
 
 
@@ -97,12 +104,13 @@ def planned(args: argparse.Namespace) -> tuple[Plan, list[str]]:
     return Plan(design, make), parts
 
 
-def report(work: Work) -> list[Path]:
-    """Writes the tables and figures of what is finished, and prints the verdicts; returns the paths."""
+def report(work: Work, more: Mapping[str, pd.DataFrame] | None = None) -> list[Path]:
+    """Writes the tables and figures of what is finished, and `more`; prints the verdicts; returns the paths."""
     design, running = work.plan.design, work.running
     written, said = derived(images.rows(_reported(work, around=False)), design)
     course = images.courses(_reported(work, around=False))
     written |= {
+        **(more or {}),
         "_tuning": images.tuning(work.tried, work.rates),
         "_curves": images.curves(course),
         "_reached": images.reached(course),
@@ -111,6 +119,19 @@ def report(work: Work) -> list[Path]:
         written["_around"] = images.around(around, work.rates)
     paths = running.publish(written, said)
     return paths + draw(running.args.out)
+
+
+def started(work: Work, parts: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """The table, by suffix, of the gain per block at initialisation where a part asks for it. Raises ConfigError."""
+    from experiments.images.gains import measure
+
+    nets = {(name, key): net for name in parts for key, net in work.plan.untrained_deep(name, GAIN_SEEDS).items()}
+    labels = {at: f"{at[0]}, {at[1].dataset}, {at[1].arm}, depth {at[1].depth}" for at in nets}
+    if not nets:
+        raise ConfigError(f"--gains: {', '.join(parts)}: no part measures it")
+    options = {"images": GAIN_IMAGES}
+    found = work.running.measure({labels[at]: (net, options) for at, net in nets.items()}, measure, "gain")
+    return {"_gains": images.gains({at: found[label] for at, label in labels.items() if label in found})}
 
 
 def known(work: Work) -> list[Path]:
@@ -142,7 +163,11 @@ def derived(rows: pd.DataFrame, design: Design) -> tuple[dict[str, pd.DataFrame]
     """The tables that follow from the rows of the replicas, by suffix, and the verdicts."""
     differences, contrasts = images.differences(rows), images.contrasts(rows, design)
     written = {"": rows, "_differences": differences, "_contrasts": contrasts}
-    return written, images.verdicts(differences, contrasts, design)
+    said = images.verdicts(differences, contrasts, design)
+    depths = images.depths(rows)
+    if len(depths):
+        written["_depths"], said = depths, said | images.stand(depths)
+    return written, said
 
 
 def rederived(out: str | Path) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:

@@ -18,6 +18,7 @@ from resjax.sweep import runs
 
 ABOUT = ("part", "set", "arm", "depth")
 METRICS = ("logit", "OA", "test_loss", "ECE")
+FALL = 0.01  # of the accuracy with depth, that is allowed
 LEVEL = 0.05  # of a test, and 1 - that of an interval
 TUNING = ("status", "validation_accuracy", "validation_loss")
 
@@ -207,6 +208,66 @@ def knew(kernels: pd.DataFrame, rows: pd.DataFrame, design: Design) -> pd.DataFr
                 values = {"tau": found.statistic, "p": found.pvalue} if found else {"tau": np.nan, "p": np.nan}
                 out.append(about | values)
     return pd.DataFrame(out)
+
+
+def gains(measured: Mapping[tuple[str, Key], Mapping[str, Sequence[dict]]]) -> pd.DataFrame:
+    """A row per part, set, arm and depth: the gain of gradient power per block at initialisation, a geometric mean over
+    the blocks after the first and over n seeds, with its interval; and predicted_gain, nan where there is no theory.
+    """
+    out = []
+    for (part, key), found in measured.items():
+        about = dict(zip(ABOUT, (part, *key), strict=True))
+        log = pd.DataFrame(found["rows"]).groupby("seed")["gain"].apply(_log_gain)
+        ci = stats.mean_ci(log[np.isfinite(log)])
+        ends = {"gain": "mean", "gain_low": "ci_low", "gain_high": "ci_high"}
+        values = {name: np.nan if ci[end] is None else float(np.exp(ci[end])) for name, end in ends.items()}
+        theory = pd.DataFrame(found["theory"], columns=["block", "gain"])["gain"]
+        out.append(about | {"n": ci["n"]} | values | {"predicted_gain": float(np.exp(_log_gain(theory)))})
+    return pd.DataFrame(out)
+
+
+def _log_gain(gains: pd.Series) -> float:
+    """Mean logarithm over the blocks after the first, which has no block before it."""
+    later = np.asarray(gains, float)[1:]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.log(later).mean()) if len(later) else np.nan
+
+
+def depths(table: pd.DataFrame) -> pd.DataFrame:
+    """What depth costs: a row per arm of a part, set with several depths.
+
+    Columns: shallow and deep (the depths), lost (replicas of any depth), pairs, difference (OA of the deepest less that
+    of the shallowest, paired by seed) with its interval, and stands, by prereg.md's rule for the mean.
+    """
+    out = []
+    for about, own in table.groupby(["part", "set", "arm"], sort=False):
+        shallow, deep = own["depth"].min(), own["depth"].max()
+        if shallow == deep:
+            continue
+        found = stats.paired_difference(*(_by_seed(own[own["depth"] == depth], "OA") for depth in (deep, shallow)))
+        lost = int((own["status"] == "diverged").sum())
+        values = {f"difference{name}": found[key] for name, key in _ENDS.items()} | {"p": found["p"]}
+        row = dict(zip(("part", "set", "arm"), about, strict=True)) | {"shallow": shallow, "deep": deep, "lost": lost}
+        out.append(row | {"pairs": found["n"]} | values | {"stands": not lost and found["mean"] >= -FALL})
+    return _with_holm(pd.DataFrame(out), ["part"]) if out else pd.DataFrame()
+
+
+def stand(depths: pd.DataFrame) -> dict[str, str]:
+    """Which arms stand depth as far as the interval tells, in words, for each part and set."""
+    found = {}
+    for (part, dataset), own in depths.groupby(["part", "set"], sort=False) if len(depths) else ():
+        words: dict[str, list[str]] = {"stand": [], "do not stand": [], "open": []}
+        for row in own.to_dict("records"):
+            lost = f", {row['lost']} lost" if row["lost"] else ""
+            if lost or row["difference_high"] < -FALL:
+                word = "do not stand"
+            else:
+                word = "stand" if row["difference_low"] >= -FALL else "open"
+            words[word].append(f"{row['arm']} ({Estimate.of(row, 'difference', 100):+.1f}{lost})")
+        said = "; ".join(f"{word}: {', '.join(arms) or 'none'}" for word, arms in words.items())
+        deepest = f"depth {own['deep'].max()} less depth {own['shallow'].min()}, in points, n = {own['pairs'].max()}"
+        found[f"depth, {part}, {dataset}"] = f"{deepest}: {said}"
+    return found
 
 
 def verdicts(differences: pd.DataFrame, contrasts: pd.DataFrame, design: Design) -> dict[str, str]:
