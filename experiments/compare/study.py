@@ -3,6 +3,7 @@
   python -m experiments.compare --smoke
   python -m experiments.compare --datasets=cifar10,cifar100,cifar100_coarse --merges=core --seeds=10 --tune
   python -m experiments.compare --merges=add,mul,configs/mine.py    # a config file with a merge of one's own
+  python -m experiments.compare --board=configs/mine.py             # through the protocol of docs/board.md
 
 Every merge is compared with `add` on the same seeds: mean paired difference in overall accuracy (OA) on the
 test set after the final epoch, its 95 % Student's t interval, and a sign-flip p-value with Holm's correction over
@@ -15,7 +16,8 @@ validate, the replicas have other seeds than the final ones, and the test set ha
 the picked rate and the whole training set. A rate that ends its grid is no optimum: the grid goes on in its own
 ratio until the best lies inside. If four more rates don't do it, the study fails, unless --allow_edge is given.
 
-Writes OUT.csv (a row per cell and seed), OUT_differences.csv, OUT_tuning.csv, OUT.png and OUT.pdf.
+Writes OUT.csv (a row per cell and seed), OUT_differences.csv, OUT_tuning.csv, OUT.png and OUT.pdf; with
+--board also OUT_costs.csv.
 Exit code 1: a cell failed; 2: bad input, in one line; 128 + n: stopped by signal n.
 """
 
@@ -31,6 +33,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from experiments.compare import board
 from resjax import command_line
 from resjax.analysis import plots, tables
 from resjax.config import ConfigError
@@ -61,6 +64,8 @@ def main(argv: Sequence[str] | None = None, train: runs.Train | None = None, reg
 
 def compared(registry: Mapping, running: study.Study) -> list[Path]:
     """Tunes if that is asked for, trains, prints the comparison and writes tables and figure."""
+    if running.args.board:
+        running.args = board.apply(running.args, _parser())
     args, console, written = running.args, running.console, {}
     args.merges = with_own(args.merges, running.launcher)
     merges = dict.fromkeys([BASELINE, *flags.merges(args.merges, registry)])
@@ -72,6 +77,10 @@ def compared(registry: Mapping, running: study.Study) -> list[Path]:
     outcomes = running.train({f"{d}, {m}": c for (d, m), c in configs.items()})
     results = runs.table(outcomes)
     differences = tables.differences(results, baseline=BASELINE)
+    if args.board:
+        from experiments.compare.costs import table
+
+        written["_costs"] = table(configs.values(), outcomes, registry)
     show(differences, outcomes, console)
     return running.publish({"": results, "_differences": differences} | written, {}) + draw(args.out)
 
@@ -102,6 +111,7 @@ def draw(out: str | Path) -> list[Path]:
 def _parser() -> argparse.ArgumentParser:
     p = flags.parser(MODULE, __doc__, SMOKE)
     p.set_defaults(out="results/compare")
+    p.add_argument("--board", metavar="A,B", help="as --merges, by the protocol of docs/board.md")
     group = p.add_argument_group("tuning of the learning rate")
     group.add_argument("--tune", action="store_true", help="else all merges have the config's")
     group.add_argument(
