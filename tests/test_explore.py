@@ -24,6 +24,7 @@ from resjax.explore import drawing, model, page, panels
 from resjax.explore.__main__ import _stop_at_ctrl_c, main
 from resjax.models.build import build
 from resjax.models.merges import MERGES
+from resjax.probes.blocks.connections import connections
 from resjax.probes.functions import planes
 from resjax.probes.gates.gate_points import apply_with_gates
 from resjax.probes.gates.masks import masks
@@ -100,6 +101,26 @@ def test_gates_and_masks_are_those_of_the_probes(opened, which):
     for block, rows in masks(at).groupby("block", sort=False):
         want = rows.pivot(index="row", columns="column", values="mask")
         np.testing.assert_allclose(got.masks[block], want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("merge", ["attnres", "hc", "mul"])
+def test_what_blocks_read_is_what_the_probe_says(opened, merge):
+    _, pictures = opened
+    net, x = build(a_config(merge, **SMALL | {"model.depth": 6}).model, 10), pictures.inputs([5])
+    variables = net.init(jax.random.key(0), x)
+    run = model.Run(merge, net, {0: variables}, model._merges(net, variables, x))
+    seen = model.look(run, 0, x[0]).weights
+    rows = connections(Subject(net, variables, x, None, None, None)).set_index(["block", "quantity", "i", "j"])["value"]
+    if merge == "attnres":  # a row per block and one of the head
+        assert seen[model.READS].shape == (3, 3)
+        np.testing.assert_allclose(seen[model.READS], [[1, 0, 0], [0.5, 0.5, 0], [1 / 3] * 3], rtol=1e-6)
+        assert rows["head", "attention", 2, 0] == pytest.approx(seen[model.READS][2, 2])
+    elif merge == "hc":
+        assert list(seen) == ["stage1_block1", "stage1_block2"]
+        mixing = [[rows["stage1_block2", "mixing", i, j] for j in range(4)] for i in range(4)]
+        np.testing.assert_allclose(seen["stage1_block2"], mixing, rtol=1e-6)
+    else:
+        assert not seen
 
 
 def test_the_regions_are_the_nets_classes_and_the_corners_lie_in_theirs(opened, plane):

@@ -20,6 +20,7 @@ from resjax.config import ConfigError
 from resjax.data import batches
 from resjax.data.dataset import Dataset, Split
 from resjax.models.merges import Merge
+from resjax.probes.blocks import connections
 from resjax.probes.functions.function import logits
 from resjax.probes.functions.planes import Plane
 from resjax.probes.gates.gate_points import apply_with_gates
@@ -28,6 +29,7 @@ from resjax.training import rundir, trained
 
 POINTS = 81  # of a side of the grid over a plane
 MARGIN = 0.2  # around the corners, as a share of their extent
+READS = "all blocks"
 LOW, HIGH = 0.1, 0.9  # the quantiles that tell the spread of a gate's values
 
 
@@ -103,11 +105,14 @@ class Look(NamedTuple):
       masks: merge point -> [H, W] (`resjax.probes.gates.masks`); empty if the net has no maps.
       gates: a row per merge point: block, and mean, low and high (the quantiles LOW and HIGH) of what
         `masks.factor` says the other path is multiplied by, over its positions and channels.
+      weights: of a connection, means over positions. Block -> [n, n], the weight of stream i in the next stream j; or
+        READS -> [L, L], that of output j (the first is the stem's) in what block i (the last is the head) reads.
     """
 
     logits_K: np.ndarray
     masks: OrderedDict[str, np.ndarray]
     gates: pd.DataFrame
+    weights: OrderedDict[str, np.ndarray]
 
 
 def open_runs(run_dirs: Iterable[str | os.PathLike]) -> tuple[list[Run], Pictures]:
@@ -183,23 +188,40 @@ def seats(class_PxP: np.ndarray) -> dict[int, tuple[int, int]]:
 
 def look(run: Run, seed: int, x_HxWxC: np.ndarray) -> Look:
     """What one replica does with a normalised image."""
-    logits_K, found = jax.device_get(_look(run.net, run.variables[seed], x_HxWxC[None]))
+    logits_K, found, weights = jax.device_get(_look(run.net, run.variables[seed], x_HxWxC[None]))
     rows = [(name, float(mean), float(low), float(high)) for name, (_, mean, low, high) in found.items()]
     gates = pd.DataFrame(rows, columns=["block", "mean", "low", "high"])
     masks = OrderedDict((name, mask_HxW) for name, (mask_HxW, *_) in found.items() if mask_HxW is not None)
-    return Look(logits_K, masks, gates)
+    return Look(logits_K, masks, gates, _squares(weights))
+
+
+def _squares(weights: OrderedDict[str, np.ndarray]) -> OrderedDict[str, np.ndarray]:
+    """Mixing matrices as they are; what all blocks read, of more and more outputs, as one matrix."""
+    if not weights or next(iter(weights.values())).shape[-1] > 1:
+        return weights
+    reads_LxL = np.zeros((len(weights), max(map(len, weights.values()))))
+    for i, own_Lx1 in enumerate(weights.values()):
+        reads_LxL[i, : len(own_Lx1)] = own_Lx1[:, 0]
+    return OrderedDict({READS: reads_LxL})
 
 
 @partial(jax.jit, static_argnames="net")
-def _look(net: nn.Module, variables: dict, x_1xHxWxC: jax.Array) -> tuple[jax.Array, OrderedDict[str, tuple]]:
-    """Logits [K]; of every merge point its mask [H, W] or None, and mean and two quantiles of its factor."""
+def _look(net: nn.Module, variables: dict, x_1xHxWxC: jax.Array) -> tuple[jax.Array, OrderedDict, OrderedDict]:
+    """Logits [K]; of every merge point its mask [H, W] or None, and mean and two quantiles of its factor; and what
+    each block reads or mixes, the mean over positions of `connections.weights`.
+    """
     logits_1xK, points, merges = apply_with_gates(net, variables, x_1xHxWxC)
     found = OrderedDict()
     for name, point in points.items():
         gate, maps = factor(point, merges[name]), point.f.ndim == 4
         low, high = jnp.quantile(gate, jnp.array([LOW, HIGH]))
         found[name] = mask(point, merges[name])[0] if maps else None, jnp.mean(gate), low, high
-    return logits_1xK[0], found
+    read = connections.weights(net, variables, x_1xHxWxC)
+    return (
+        logits_1xK[0],
+        found,
+        OrderedDict((name, jnp.mean(own, tuple(range(1, own.ndim - 1)))) for name, own in read.items()),
+    )
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

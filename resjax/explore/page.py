@@ -49,6 +49,12 @@ def when(chooser: Model, name: str, do: Callable[[], None]) -> None:
     chooser.on_change(name, lambda attr, old, new: do())
 
 
+CONNECTED = {
+    True: "<b>What blocks read</b>: a row per block, and the head; a column per earlier output, from the stem's on.",
+    False: "<b>How blocks mix streams</b>: the row's stream in the next one, the column's.",
+}
+
+
 class Page:
     """One session: what is chosen, and the panels that show it. It fills the document."""
 
@@ -59,7 +65,7 @@ class Page:
         self._plane: planes.Plane | None = None
         self._due = None  # the callback that will draw the plane
         self.plane, self.image, self.logits = PlanePanel(), ImagePanel(), LogitPanel()
-        self.masks, self.gates = MaskPanel(), GatePanel()
+        self.masks, self.gates, self.weights = MaskPanel(), GatePanel(), MaskPanel()
         self.run = Select(
             title="run", options=[(str(i), run.name) for i, run in enumerate(runs)], value="0", width=LEFT
         )
@@ -71,7 +77,7 @@ class Page:
             Div(width=150),
             Div(width=400),
         )
-        self.spread = Div(width=400)
+        self.spread, self.read = Div(width=400), Div(width=400)
         document.title, document.theme = TITLE, THEME
         document.add_root(self._layout())
         when(self.run, "value", self.change_run)
@@ -83,7 +89,7 @@ class Page:
         choosers = column(self.run, self.seed, *(corner.layout for corner in self.corners), self.status, spacing=8)
         here = column(
             row(column(Div(text="<b>The image at the point</b>"), self.image.figure, self.here), self.logits.figure),
-            self.words, self.masks.figure, self.spread, self.gates.figure, spacing=4,
+            self.words, self.masks.figure, self.spread, self.gates.figure, self.read, self.weights.figure, spacing=4,
         )  # fmt: skip
         return row(choosers, column(self.plane.figure, self.legend), here, spacing=10, margin=(6, 0, 6, 6))
 
@@ -164,6 +170,8 @@ class Page:
         self.logits.show(seen.logits_K, self._colours)
         self.masks.show(seen.masks)
         self.gates.show(seen.gates)
+        self.weights.show(seen.weights)
+        self.read.text = CONNECTED[model.READS in seen.weights] if seen.weights else ""
         k = int(seen.logits_K.argmax())
         p = model.softmax(seen.logits_K.astype(float))[k]
         self.here.text = (

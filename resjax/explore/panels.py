@@ -163,7 +163,7 @@ class LogitPanel:
 
 
 class MaskPanel:
-    """The masks of all merge points, each in its own range, which stands below it."""
+    """Masks of merge points, or matrices of blocks, each in its own range, which stands below it."""
 
     WIDTH, HEIGHT, TEXT = 400, 160, 16
 

@@ -10,12 +10,14 @@ Per block a row for each number, with the columns block, quantity, i, j and valu
   NAME        every learned scalar of the merge and of the connection
 """
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import numpy as np
 import pandas as pd
 
@@ -35,28 +37,36 @@ def connections(at: Subject) -> pd.DataFrame:
     rows = [*_scalars(params)]
     if any("delta_update" in own.get("merge", {}) for own in params.values()):
         rows += _betas(at)
-    if getattr(at.net, "connection", None):
-        reads, writes = _recorded(at)
-        for block, carried, p in reads if at.net.connection.read is streams.ATTENTION.read else ():
-            weights = streams.attention(carried, p["query"])
-            rows += [(block, "attention", i, 0, value) for i, value in enumerate(_mean(weights[..., 0]))]
-        for block, carried, p in writes if at.net.connection.write in MIXING else ():
-            rows += _mixing(block, np.asarray(MIXING[at.net.connection.write](carried, p)))
+    for block, own in weights(at.net, at.variables, at.x_BxHxWxC).items():
+        mean = np.asarray(own).mean(tuple(range(1, own.ndim - 1)))
+        if own.shape[-1] == 1:
+            rows += [(block, "attention", i, 0, value) for i, value in enumerate(mean[:, 0])]
+        else:
+            rows += _mixing(block, mean, np.asarray(own))
     return pd.DataFrame(rows, columns=COLUMNS).astype({"value": float})
 
 
-def _mean(weights: Any) -> np.ndarray:
-    """Over all but the first axis."""
-    return np.asarray(weights).mean(tuple(range(1, weights.ndim)))
+def weights(net: nn.Module, variables: Any, x_BxHxWxC: jax.Array) -> OrderedDict[str, jax.Array]:
+    """What each block reads or mixes, by its name: none for other connections.
+
+    That is attention to L earlier outputs [L, B, ..., 1], also of the head, or the mixing of n streams [n, B, ..., n].
+    """
+    found = OrderedDict()
+    if getattr(net, "connection", None):
+        reads, writes = _recorded(net, variables, x_BxHxWxC)
+        for block, carried, p in reads if net.connection.read is streams.ATTENTION.read else ():
+            found[block] = streams.attention(carried, p["query"])
+        for block, carried, p in writes if net.connection.write in MIXING else ():
+            found[block] = MIXING[net.connection.write](carried, p)
+    return found
 
 
-def _mixing(block: str, weights: np.ndarray) -> Iterator[tuple]:
-    """Of weights [n, B, ..., n]."""
-    matrix = np.moveaxis(weights, -1, 1).reshape(len(weights), len(weights), -1).mean(-1)
+def _mixing(block: str, matrix: np.ndarray, own: np.ndarray) -> Iterator[tuple]:
+    """Of the mean matrix [n, n] and its values everywhere, [n, B, ..., n]."""
     yield from ((block, "mixing", i, j, value) for (i, j), value in np.ndenumerate(matrix))
     moduli = np.sort(np.abs(np.linalg.eigvals(matrix)))[::-1]
     yield from ((block, "modulus", i, 0, value) for i, value in enumerate(moduli))
-    yield block, "distance", 0, 0, max(np.abs(weights.sum(axis) - 1).max() for axis in (0, -1))
+    yield block, "distance", 0, 0, max(np.abs(own.sum(axis) - 1).max() for axis in (0, -1))
 
 
 def _scalars(params: Any) -> Iterator[tuple]:
@@ -75,9 +85,9 @@ def _betas(at: Subject) -> Iterator[tuple]:
                 yield block, "beta", i, 0, of(np.asarray(beta))
 
 
-def _recorded(at: Subject) -> tuple[Reads, Reads]:
+def _recorded(net: nn.Module, variables: Any, x_BxHxWxC: jax.Array) -> tuple[Reads, Reads]:
     """What the blocks and the head read from, and what the blocks write to, with the parameters there."""
-    connection, net = at.net.connection, at.net
+    connection = net.connection
     reads: Reads = []
     writes: Reads = []
     names = [f"stage{i}_block{j}" for i, (blocks, *_) in enumerate(net.stages, 1) for j in range(1, blocks + 1)]
@@ -94,7 +104,7 @@ def _recorded(at: Subject) -> tuple[Reads, Reads]:
         reads.append((HEAD, carried, p))
         return connection.last(h, carried, p)
 
-    _with(net, replace(connection, read=read, write=write, last=last)).apply(at.variables, at.x_BxHxWxC)
+    _with(net, replace(connection, read=read, write=write, last=last)).apply(variables, x_BxHxWxC)
     return reads, writes
 
 
