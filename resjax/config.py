@@ -46,6 +46,7 @@ def base() -> ConfigDict:
     c.probes.saturation = 0
     c.probes.curvature = 0
     c.probes.lesion = 0
+    c.probes.connections = 0
     c.probes.images = 256  # of the training set, that they look at
 
     c.dataset = ConfigDict()
@@ -138,7 +139,8 @@ RANGES = {  # inclusive, and finite
     "checkpoint_seconds": (0.0, 1e9),
     "checkpoint_keep": (1, 1_000_000),
     **dict.fromkeys(
-        ("probes.signal", "probes.gradients", "probes.saturation", "probes.curvature", "probes.lesion"), (0, 1_000_000)
+        [f"probes.{name}" for name in ("signal", "gradients", "saturation", "curvature", "lesion", "connections")],
+        (0, 1_000_000),
     ),
     "probes.images": (1, 1_000_000),
     "dataset.train_size": (0, _LARGE),

@@ -3,6 +3,7 @@
 import itertools
 import json
 
+import pandas as pd
 import pytest
 
 from resjax.analysis import probe_figures
@@ -12,6 +13,7 @@ COLUMNS = {
     "gradients": {"path": ["head", "stem", "stage1_block1/branch/linear1"], "kind": ["layer"]},
     "saturation": {"block": ["stage1_block1"]},
     "curvature": {},
+    "connections": {"block": ["stage1_block1", "head"], "quantity": ["attention", "alpha"], "i": [0, 1], "j": [0]},
     "lesion": {"blocks": ["stage1_block1"], "lesion": ["delete", "none"], "k": [1]},
 }
 
@@ -21,8 +23,9 @@ def rows(name):
     words = COLUMNS[name]
     for epoch, seed, *values in itertools.product([0, 2, 3], [0, 1], *words.values()):
         row = {"seed": seed, "epoch": epoch} | dict(zip(words, values, strict=True))
-        row |= dict.fromkeys(probe_figures.LOOKS[name].panels, 0.1 + epoch + seed)
-        yield row | ({next(iter(probe_figures.LOOKS[name].panels)): None} if epoch == 3 and seed else {})
+        columns = ["value"] if name == "connections" else list(probe_figures.LOOKS[name].panels)
+        row |= dict.fromkeys(columns, 0.1 + epoch + seed)
+        yield row | ({columns[0]: None} if epoch == 3 and seed else {})
 
 
 def test_every_entry_is_tested():
@@ -37,6 +40,15 @@ def test_a_picture_per_table(tmp_path, names):
         f"probe_{name}.png" for name in probe_figures.LOOKS if name in names
     ]
     assert not list(probe_figures.of_run(tmp_path))  # they are there
+
+
+def test_quantities_become_columns():
+    table = pd.DataFrame(rows("connections"))
+    wide, look = probe_figures._of_quantities(table, probe_figures.LOOKS["connections"])
+    assert list(look.panels) == ["attention 0", "alpha"] and len(wide) == 3 * 2 * 2
+    assert wide.loc[(wide["epoch"] == 2) & (wide["seed"] == 1), "alpha"].tolist() == [3.1, 3.1]
+    empty = pd.DataFrame(columns=["seed", "epoch", "block", "quantity", "i", "j", "value"])
+    assert probe_figures._of_quantities(empty, look)[0].empty
 
 
 def test_a_damaged_table_is_named(tmp_path):

@@ -47,6 +47,9 @@ def test_probes_change_no_bit_of_the_training(tmp_path):
     assert not list(plain.glob("probe_*"))
     for name in LIVE:
         table = tables.probed(probed, name)
+        if name == "connections":  # the sum has none
+            assert table.empty
+            continue
         assert list(table["epoch"].unique()) == LOOKS, name
         sizes = table.groupby(["epoch", "seed"]).size()
         assert len(sizes) == len(LOOKS) * 2 and sizes.nunique() == 1, name

@@ -2,6 +2,9 @@
 
 from experiments.paper.questions import Question
 
-COMMANDS = ("",)
+COMMANDS = ("", "--design=products --gains --out=results/images/products")
 
-QUESTIONS = {"Q26": Question("On full CIFAR, does the product help with many classes and not with few?")}
+QUESTIONS = {
+    "Q26": Question("On full CIFAR, does the product help with many classes and not with few?"),
+    "Q27": Question("What lets a product stand depth?"),
+}

@@ -51,6 +51,11 @@ LOOKS = {
         {"loss": "loss (nats)", "lambda_max": "largest eigenvalue", "lambda_min": "smallest eigenvalue",
          "negative_mass": "negative mass"},
     ),
+    "connections": Look(
+        {"attention 0": "weight of the stem's output", "beta 0": "beta", "modulus 1": "second modulus of mixing",
+         "distance 0": "distance to doubly stochastic"},
+        "block",
+    ),
     "lesion": Look({"loss": "loss without it (nats)", "accuracy": "accuracy without it"}, "blocks",
                    "lesion == 'delete' and k == 1"),
 }  # fmt: skip
@@ -69,7 +74,25 @@ def of_run(run_dir: str | os.PathLike) -> Iterator[Path]:
         path = Path(run_dir) / f"probe_{name}.png"
         if path.with_suffix(".jsonl").exists() and not path.exists():
             table = tables.probed(run_dir, name)
-            yield _drawn(table.query(look.query) if look.query else table, look, path, Path(run_dir).name)
+            if name == "connections":
+                table, look = _of_quantities(table, look)
+            if len(table):
+                yield _drawn(table.query(look.query) if look.query else table, look, path, Path(run_dir).name)
+
+
+def _of_quantities(table: pd.DataFrame, look: Look) -> tuple[pd.DataFrame, Look]:
+    """Rows of quantity, i and value as a column for each number: those of `look`, and learned scalars."""
+    if table.empty:
+        return table, look
+    matrices = ("attention", "mixing", "modulus", "distance", "beta")
+    number = table["quantity"].where(
+        ~table["quantity"].isin(matrices), table["quantity"] + " " + table["i"].astype(int).astype(str)
+    )
+    index = ["seed", "epoch", "block"]
+    wide = table.assign(number=number).groupby([*index, "number"], sort=False)["value"].first().unstack("number")
+    scalars = {name: name for name in dict.fromkeys(number) if name in set(table["quantity"])}
+    panels = {name: label for name, label in (look.panels | scalars).items() if name in wide}
+    return wide.reset_index(), Look(panels, look.lines)
 
 
 @in_style
@@ -81,7 +104,7 @@ def _drawn(table: pd.DataFrame, look: Look, path: Path, title: str) -> Path:
     names.sort(key=lambda name: (name.startswith("head"), not name.startswith("stem")))  # JAX has them by the alphabet
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, max(len(names), 2)))
     figure = new_figure(7.0, 2.5)
-    panels = figure.subplots(1, len(look.panels))
+    panels = figure.subplots(1, len(look.panels), squeeze=False)[0]
     for axes, (column, label) in zip(panels, look.panels.items(), strict=True):
         for name, colour in zip(names, colours, strict=False):
             _line(axes, table[table[look.lines] == name] if look.lines else table, column, colour)
