@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike
 
 from resjax.config import ConfigError
 from resjax.ntk.empirical import flat
+from resjax.ntk.lanczos import lanczos
 from resjax.theory import eigenlearning
 
 ROUNDING = 1e-5  # relative to the largest eigenvalue or entry: of float32 Jacobians
@@ -117,10 +118,11 @@ def checked(kernel: np.ndarray, targets_MxC: np.ndarray) -> tuple[np.ndarray, np
 def top_spectrum(
     apply_fn: Callable, params: Any, x: jax.Array, targets_MxC: np.ndarray, modes: int, *, block_size: int = 64
 ) -> Spectrum:
-    """The leading modes of the full kernel without forming it: Lanczos on products K v (matfree).
+    """The leading modes of the full kernel without forming it: Lanczos on products K v.
 
     Memory: that of 2 * modes + 20 vectors of M * C entries, and of one block's backward pass. The trace is exact. Of
-    eigenvalues that are equal to rounding only one is found: the kernels of trained nets have none but 0. Merges
+    eigenvalues that are equal to rounding only one is found, but for 0: the kernels of trained nets have no others.
+    Merges
     without a forward-mode derivative (`swap_*`) are refused by JAX.
 
     Args:
@@ -163,8 +165,6 @@ def top_spectrum(
 @partial(jax.jit, static_argnames=("shape", "vectors"))
 def _lanczos(f: Partial, params, blocks, shape: tuple[int, int], vectors: int) -> tuple[jax.Array, jax.Array]:
     """Ritz values [vectors] and Ritz vectors [vectors, M * C] of K."""
-    from matfree import decomp, eig
-
     M, C = shape
     padding = blocks.shape[0] * blocks.shape[1] - M
 
@@ -183,7 +183,9 @@ def _lanczos(f: Partial, params, blocks, shape: tuple[int, int], vectors: int) -
         return out.reshape(-1, C)[:M].reshape(-1)
 
     start = jax.random.normal(jax.random.key(0), (M * C,))
-    return eig.eigh_partial(decomp.tridiag_sym(vectors))(kernel_times, start)
+    found = lanczos(kernel_times, start, vectors)
+    values, coordinates = found.eigh()
+    return values, coordinates.T @ found.basis_mxP
 
 
 @jax.jit

@@ -2,7 +2,7 @@
 
 Of the loss over the given images by the parameters, at frozen statistics, without weight decay: see `Objective`.
 
-Lanczos from random directions (matfree, full reorthogonalisation) gives Ritz values and their weights. They are the
+Lanczos from random directions (full reorthogonalisation) gives Ritz values and their weights. They are the
 nodes of stochastic Lanczos quadrature: the sum of weight * g(node) estimates the mean of g over all eigenvalues
 (Ubaru, Chen & Saad 2017; for nets Ghorbani et al. 2019, 1901.10159). Directions are orthonormal, so that as many as
 there are parameters, with as many steps, give every number exactly.
@@ -28,6 +28,7 @@ import numpy as np
 import pandas as pd
 from jax import lax
 
+from resjax.ntk.lanczos import lanczos
 from resjax.probes.loss.objective import Objective, value_and_gradient
 from resjax.probes.subject import Subject
 
@@ -61,17 +62,15 @@ class Krylov(NamedTuple):
 
 @partial(jax.jit, static_argnames=("probes", "steps", "samples"))
 def _krylov(objective: Objective, key: jax.Array, probes: int, steps: int, samples: int) -> Krylov:
-    from matfree import decomp
-
     w = objective.vector()
     product = partial(objective.product, w)
     directions = jnp.linalg.qr(jax.random.normal(key, (w.size, samples), w.dtype))[0].T
 
     def of_direction(v_P):
-        basis_mxP, projected, residual_P, _ = decomp.hessenberg(steps, custom_vjp=False, reortho="full")(product, v_P)
+        basis_mxP, projected, residual = space = lanczos(product, v_P, steps)
         symmetric = (projected + projected.T) / 2
-        values, vectors = jnp.linalg.eigh(jnp.triu(jnp.tril(symmetric, 1), -1))
-        errors = jnp.linalg.norm(residual_P) * jnp.abs(vectors[-1])
+        values, vectors = space.eigh()
+        errors = residual * jnp.abs(vectors[-1])
         asymmetry = jnp.linalg.norm(projected - symmetric) / jnp.linalg.norm(symmetric)
         lowest_P = vectors[:, 0] @ basis_mxP
         return Krylov(values, jnp.square(vectors[0]), errors, lowest_P, v_P, symmetric[0, 0], asymmetry)
