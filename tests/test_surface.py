@@ -255,6 +255,11 @@ def test_the_dimension_is_that_of_the_subspace():
     want = 1 / np.mean(np.log(distances[:, -1:] / distances[:, :-1]))
     assert intrinsic_dimension(few, 3) == pytest.approx(want)
     assert intrinsic_dimension(1000 * few, 3) == pytest.approx(want)  # of no unit
+    points = rng.normal(size=(200, 5)) @ rng.normal(size=(5, 64))
+    once = intrinsic_dimension(points, 10)
+    assert intrinsic_dimension(np.concatenate([points, points[:20]]), 10) == pytest.approx(once)
+    nearly = np.concatenate([points, points[:20] + 1e-8 * rng.normal(size=(20, 64))])
+    assert intrinsic_dimension(nearly, 10) == pytest.approx(once, rel=0.05)
     assert np.isnan(intrinsic_dimension(np.zeros((12, 3)), 3))
     with pytest.raises(ConfigError, match="more than 10"):
         intrinsic_dimension(np.zeros((10, 3)), 10)

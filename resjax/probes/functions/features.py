@@ -10,6 +10,8 @@ import pandas as pd
 from resjax.config import ConfigError
 from resjax.probes.subject import Subject
 
+ROUNDING = 1e-6  # of a feature in single precision, relative to the distances between neighbours
+
 
 def dimension(at: Subject, *, neighbours: int = 10) -> pd.DataFrame:
     """One row: the local intrinsic dimension of the features, and of the images themselves.
@@ -33,7 +35,7 @@ def intrinsic_dimension(x_NxD: np.ndarray, neighbours: int) -> float:
     """The maximum-likelihood estimate of Levina & Bickel (2004), averaged as MacKay & Ghahramani (2005) do.
 
     In d dimensions 1/d is the expected mean of log(T_k / T_j) over j < k, where T_j is the distance to the j-th of k
-    neighbours. Points that coincide with another tell nothing; nan if all do.
+    neighbours. Equal points count once, and those that equal another to rounding not at all; nan if too few are left.
 
     Raises:
       ConfigError: there are not more points than neighbours.
@@ -42,8 +44,12 @@ def intrinsic_dimension(x_NxD: np.ndarray, neighbours: int) -> float:
         raise ConfigError(f"the dimension of {len(x_NxD)} images: it takes more than {neighbours}")
     from sklearn.neighbors import NearestNeighbors  # a second to import
 
-    distance_NxJ = NearestNeighbors(n_neighbors=neighbours).fit(x_NxD.astype(float)).kneighbors()[0]
-    apart_N = distance_NxJ[:, 0] > 0
+    x_NxD = np.unique(x_NxD.astype(float), axis=0)
+    if len(x_NxD) <= neighbours:
+        return float("nan")
+    # Differences, not products: those would leave 1e-7 between equal points, which then are neighbours.
+    distance_NxJ = NearestNeighbors(n_neighbors=neighbours, algorithm="kd_tree").fit(x_NxD).kneighbors()[0]
+    apart_N = distance_NxJ[:, 0] > ROUNDING * distance_NxJ[:, -1]
     ratio_NxJ = distance_NxJ[apart_N, -1:] / distance_NxJ[apart_N, :-1]
     return float(1 / np.log(ratio_NxJ).mean()) if apart_N.any() else float("nan")
 
