@@ -52,7 +52,7 @@ def base() -> ConfigDict:
     c.dataset = ConfigDict()
     c.dataset.name = "digits"  # digits, cube<d>_degree<k> (data/teachers.py), or any TFDS image-classification set
     c.dataset.labels = "label"  # label feature: "label", or "coarse_label" of CIFAR-100
-    c.dataset.train_size = 0  # training images, stratified and nested; 0: all
+    c.dataset.train_size = 0  # training images, balanced and nested; 0: all
     c.dataset.classes = 0  # keep this many classes, chosen by split_seed; 0: all
     c.dataset.validation = 0.0  # share of the training set held out for choices
     c.dataset.split_seed = 0  # of validation split, subset, chosen classes and label noise
@@ -319,7 +319,8 @@ def _check_type(key: str, value, reference) -> None:
     kind = float if reference is None else type(reference)
     if kind is float and type(value) is int:
         return
-    if type(value) is not kind or (kind is tuple and not all(type(v) in (int, float) for v in value)):
+    right = isinstance(value, float) if kind is float else type(value) is kind  # NumPy's double is a float
+    if not right or (kind is tuple and not all(type(v) in (int, float) for v in value)):
         raise ConfigError(f"config.{key}={_shown(value)}: must be {_article(kind)}")
 
 
@@ -365,7 +366,14 @@ def _naming(config: ConfigDict) -> dict:
     values = flat(config)
     off = {key for key, value in values.items() if key.startswith("probes.") and not value}
     same = {key for key, value in _ADDED.items() if values.get(key) == value}
-    return {key: value for key, value in values.items() if key not in {*_NOT_HASHED, *off, *same}}
+    return {key: _canonical(value) for key, value in values.items() if key not in {*_NOT_HASHED, *off, *same}}
+
+
+def _canonical(value):
+    """Equal numbers as one: 0.0 for -0.0, and (0.0, 1.0) for (0, 1)."""
+    if isinstance(value, tuple):
+        return tuple(float(v) + 0.0 for v in value)
+    return value + 0.0 if isinstance(value, float) else value
 
 
 def to_json(config: ConfigDict) -> str:

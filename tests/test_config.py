@@ -4,6 +4,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -128,6 +129,20 @@ def test_the_hash_depends_on_the_numbers_and_not_on_paths():
     assert config_lib.hash8(changed(**{"dataset.cache_dir": "/elsewhere", "checkpoint_keep": 5})) == base
     assert config_lib.hash8(changed(**{"seed": 1})) != base
     assert len(base) == 8 and int(base, 16) >= 0
+
+
+def test_equal_numbers_have_equal_hashes():
+    def hashed(**entries):
+        config = changed(**entries)
+        config_lib.check(config)
+        return config_lib.hash8(config)
+
+    for key, same in {
+        "schedule.milestones": [(0, 1), (0.0, 1.0), (-0.0, 1)],
+        "optimizer.weight_decay": [0.0, -0.0],
+        "optimizer.learning_rate": [0.3, np.float64(0.3)],
+    }.items():
+        assert len({hashed(**{key: value}) for value in same}) == 1, key
 
 
 def test_json_holds_the_whole_config():

@@ -69,7 +69,7 @@ def test_all_images_are_the_largest_training_set():
 
 
 @pytest.mark.parametrize("size, count", [(10, 1), (200, 20), (1000, 100)])
-def test_training_subsets_are_stratified(size, count):
+def test_training_subsets_are_balanced(size, count):
     labels = dataset.load(section(train_size=size)).train.labels_N
     np.testing.assert_array_equal(np.bincount(labels, minlength=10), np.full(10, count))
 
@@ -78,9 +78,9 @@ def test_fewer_images_than_classes_are_of_different_classes():
     assert len(set(dataset.load(section(train_size=7)).train.labels_N)) == 7
 
 
-def test_stratified_order_balances_until_a_class_runs_out():
+def test_balanced_order_balances_until_a_class_runs_out():
     labels = np.repeat([0, 1, 2], [50, 4, 20])
-    order = subsets.stratified_order(labels, 0)
+    order = subsets.balanced_order(labels, 0)
     np.testing.assert_array_equal(np.sort(order), np.arange(74))
     np.testing.assert_array_equal(np.bincount(labels[order[:12]]), [4, 4, 4])
     np.testing.assert_array_equal(np.bincount(labels[order[:24]]), [10, 4, 10])

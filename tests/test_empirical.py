@@ -155,6 +155,9 @@ def test_calibrated_statistics_are_those_of_the_batch():
     np.testing.assert_allclose(logits(variables, x), train_logits, rtol=2e-4, atol=2e-4)
     plain = net.init(jax.random.key(2), x)
     assert not np.allclose(logits(plain, x), train_logits, atol=1e-2)
+    far = plain | {"batch_stats": jax.tree.map(lambda leaf: leaf + 1e8, plain["batch_stats"])}
+    for old, new in zip(*(jax.tree.leaves(calibrated(net, v, x)["batch_stats"]) for v in (plain, far)), strict=True):
+        np.testing.assert_array_equal(old, new)  # whatever was there, no digit is lost
     without = small_net("mul", name="mlp", norm="ln")
     assert calibrated(without[0], without[1], x) is without[1]
 

@@ -63,6 +63,14 @@ def test_onecycle_peaks_after_its_warmup():
     assert np.argmax(got) == 30 and got[30] == pytest.approx(1) and got[-1] < 0.01
 
 
+@pytest.mark.parametrize("total", [2, 49, 98, 103])  # 49 * (1 / 49) is below 1
+def test_onecycle_rises_for_a_step_at_least(total):
+    config = config_with(**{"schedule.name": "onecycle", "schedule.warmup": 0.001})
+    rate = optim.schedule(config, total)
+    assert rate(0) == pytest.approx(config.optimizer.learning_rate / 25)
+    assert rate(1) == pytest.approx(config.optimizer.learning_rate)
+
+
 def params_of(merge):
     net = build(config_with(**{"model.merge": merge}).model, 10)
     return jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]

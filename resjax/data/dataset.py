@@ -116,14 +116,14 @@ def _hold_out(train: Split, config: ConfigDict) -> tuple[Split, Split | None]:
 
 
 def _training_subset(train: Split, num_classes: int, config: ConfigDict) -> Split:
-    """Always in the stratified order, all of it too: label noise then nearly agrees between sizes (subsets)."""
+    """Always in the balanced order, all of it too: label noise then nearly agrees between sizes (subsets)."""
     available = len(train.labels_N)
     if config.train_size > available:
         raise ConfigError(
             f"config.dataset.train_size={config.train_size}: {config.name} has {available} training images "
             "with these classes and this validation split; 0 takes all"
         )
-    order = subsets.stratified_order(train.labels_N, config.split_seed)
+    order = subsets.balanced_order(train.labels_N, config.split_seed)
     subset = train.take(order[: config.train_size or None])
     noisy_N = subsets.with_label_noise(subset.labels_N, config.label_noise, num_classes, config.split_seed)
     return Split(subset.images_NxHxWxC, noisy_N)

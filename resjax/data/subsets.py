@@ -20,7 +20,7 @@ def _shuffled_by_class(labels_N: np.ndarray, rng: np.random.Generator) -> tuple[
     return index_N, rank_N
 
 
-def stratified_order(labels_N: np.ndarray, seed: int) -> np.ndarray:
+def balanced_order(labels_N: np.ndarray, seed: int) -> np.ndarray:
     """Round-robin over the classes: the first n indices are the training set of size n.
 
     Prefixes are nested by construction. Class counts in a prefix differ by at most one until a class runs

@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from resjax.models.layers import MOMENTUM
@@ -45,6 +46,7 @@ def calibrated(net: nn.Module, variables: dict[str, Any], x_NxHxWxC: jax.Array) 
 @partial(jax.jit, static_argnames="net")
 def _statistics(net: nn.Module, variables: dict[str, Any], x_NxHxWxC: jax.Array):
     rngs = {"dropout": jax.random.key(0)}
+    variables = variables | {"batch_stats": jax.tree.map(jnp.zeros_like, variables["batch_stats"])}
     _, new = net.apply(variables, x_NxHxWxC, train=True, mutable=["batch_stats"], rngs=rngs)
-    moving = (variables["batch_stats"], new["batch_stats"])  # new = momentum * old + (1 - momentum) * of this batch
-    return jax.tree.map(lambda old, new: (new - MOMENTUM * old) / (1 - MOMENTUM), *moving)
+    # new = momentum * old + (1 - momentum) * of this batch, and old is 0: nothing large is subtracted
+    return jax.tree.map(lambda new: new / (1 - MOMENTUM), new["batch_stats"])

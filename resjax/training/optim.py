@@ -17,7 +17,10 @@ def schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
     warmup = round(s.warmup * total_steps)
     if s.name == "onecycle":  # Smith & Topin 2019; the warm-up share is its rising part
         total = max(total_steps, 2)
-        return optax.cosine_onecycle_schedule(total, peak, pct_start=max(s.warmup, 1 / total))
+        rise = (
+            s.warmup if int(s.warmup * total) else (1 + 1e-6) / total
+        )  # at least a step, or it would start at the peak
+        return optax.cosine_onecycle_schedule(total, peak, pct_start=rise)
     steps = max(total_steps - warmup, 1)
     if s.name == "constant":
         after = optax.constant_schedule(peak)
