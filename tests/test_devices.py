@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
@@ -106,6 +108,36 @@ def one_device(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("flag", "value", "line"), [
+    ("jax_enable_x64", True, "JAX_ENABLE_X64=True: runs need False; unset it"),
+    ("jax_disable_jit", True, "JAX_DISABLE_JIT=True: runs need False; unset it"),
+    ("jax_numpy_dtype_promotion", "strict", "JAX_NUMPY_DTYPE_PROMOTION=strict: runs need standard; unset it"),
+])  # fmt: skip
+def test_flags_with_which_nothing_runs(flag, value, line):
+    before = getattr(jax.config, flag)
+    jax.config.update(flag, value)
+    try:
+        with pytest.raises(ConfigError, match=line):
+            startup.start(add.get_config())
+    finally:
+        jax.config.update(flag, before)
+
+
+def test_a_platform_that_is_not_here(monkeypatch):
+    def devices():
+        raise AssertionError  # what JAX does for a platform whose plugin is missing
+
+    monkeypatch.setattr(startup, "jax", SimpleNamespace(config=jax.config, devices=devices))
+    before, config = jax.config.jax_platforms, add.get_config()
+    config.parallel = "pmap"  # the CPU stays as it is
+    jax.config.update("jax_platforms", "cuda")
+    try:
+        with pytest.raises(ConfigError, match="JAX_PLATFORMS=cuda: no such device is here"):
+            startup.start(config)
+    finally:
+        jax.config.update("jax_platforms", before)
+
+
 def test_several_devices_give_the_losses_of_one(tmp_path, one_device):
     # BatchNorm over the global batch in all of them: statistics of each device's share would be off by percents.
     runs = [

@@ -12,7 +12,10 @@ import jax
 from ml_collections import ConfigDict
 
 from resjax import config as config_lib
+from resjax.config import ConfigError
 from resjax.runtime import hosts
+
+NEEDED = {"jax_enable_x64": False, "jax_disable_jit": False, "jax_numpy_dtype_promotion": "standard"}
 
 
 def start(config: ConfigDict, distributed: str = "") -> None:
@@ -23,14 +26,23 @@ def start(config: ConfigDict, distributed: str = "") -> None:
       distributed: see `hosts.connect`.
 
     Raises:
-      ConfigError: the other hosts can't be reached.
+      ConfigError: JAX was told what runs can't do, or finds no device as it was told; the other hosts can't be reached.
     """
+    for name, needed in NEEDED.items():
+        if (value := getattr(jax.config, name)) != needed:
+            raise ConfigError(f"{name.upper()}={value}: runs need {needed}; unset it")
     flags = os.environ.get("XLA_FLAGS", "")
     if config.deterministic and "xla_gpu_deterministic_ops" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
     if "xla_force_host_platform_device_count" not in flags and (count := cpu_devices(config, cores())):
         jax.config.update("jax_num_cpu_devices", count)
     hosts.connect(distributed)
+    if platforms := jax.config.jax_platforms:
+        try:
+            jax.devices()
+        except (RuntimeError, AssertionError) as error:  # the second has no words
+            why = " ".join(str(error).split()) or "no such device is here"
+            raise ConfigError(f"JAX_PLATFORMS={platforms}: {why}") from None
 
 
 def cpu_devices(config: ConfigDict, cores: int) -> int:
