@@ -107,7 +107,6 @@ def one_device(tmp_path_factory):
     return losses(path)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("flag", "value", "line"), [
     ("jax_enable_x64", True, "JAX_ENABLE_X64=True: runs need False; unset it"),
     ("jax_disable_jit", True, "JAX_DISABLE_JIT=True: runs need False; unset it"),
@@ -138,6 +137,7 @@ def test_a_platform_that_is_not_here(monkeypatch):
         jax.config.update("jax_platforms", before)
 
 
+@pytest.mark.slow
 def test_several_devices_give_the_losses_of_one(tmp_path, one_device):
     # BatchNorm over the global batch in all of them: statistics of each device's share would be off by percents.
     runs = [
