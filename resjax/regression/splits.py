@@ -49,9 +49,9 @@ def _chosen(labels_M: np.ndarray, size: int, split: int) -> np.ndarray:
     """The images of a split, whose pool is not that of the splits on which R4 chooses its rate. Raises ConfigError."""
     if 2 * size > len(labels_M):
         raise ConfigError(f"{size} images of a split and as many to choose rates on: there are {len(labels_M)}")
-    order = subsets.stratified_order(labels_M, 0)
+    order = subsets.balanced_order(labels_M, 0)
     pool = order[-size:] if split >= TUNING_SEED else order[:-size]
-    return pool[subsets.stratified_order(labels_M[pool], split)[:size]]
+    return pool[subsets.balanced_order(labels_M[pool], split)[:size]]
 
 
 def _learned(config: ConfigDict, merge: str, x: np.ndarray, y_NxC: np.ndarray, split: int) -> np.ndarray:
