@@ -189,6 +189,22 @@ def test_where_the_others_are_is_refused_in_one_line():
         hosts.connect("here")
 
 
+@pytest.mark.parametrize(("environment", "ids"), [
+    ({"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}, [0, 1, 2, 3]),
+    ({"SLURM_STEP_TASKS_PER_NODE": "1", "SLURM_GPUS_ON_NODE": "8"}, list(range(8))),
+    ({"SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_GPUS_ON_NODE": "8"}, None),  # a GPU for each
+    ({"SLURM_STEP_TASKS_PER_NODE": "1,2", "SLURM_GPUS_ON_NODE": "8"}, None),
+    ({"SLURM_STEP_TASKS_PER_NODE": "1(x2)"}, None),  # without GPUs
+    ({}, None),
+])  # fmt: skip
+def test_a_task_alone_on_its_node_takes_all_of_its_gpus(environment, ids, monkeypatch):
+    given = {}
+    monkeypatch.setattr(hosts.os, "environ", environment)
+    monkeypatch.setattr(hosts.jax.distributed, "initialize", lambda **kwargs: given.update(kwargs))
+    hosts.connect("auto")
+    assert given == {"local_device_ids": ids}
+
+
 AGREEMENT = """
 import sys
 import numpy as np

@@ -5,7 +5,9 @@ must call it, in the same order.
 """
 
 import json
-from collections.abc import Callable
+import os
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -27,7 +29,7 @@ def connect(spec: str) -> None:
     """
     if not spec:
         return
-    explicit = {}
+    explicit = {"local_device_ids": gpus_of_the_node(os.environ)} if spec == "auto" else {}
     if spec != "auto":
         try:
             address, count, index = spec.split(",")
@@ -40,6 +42,17 @@ def connect(spec: str) -> None:
         jax.distributed.initialize(**explicit)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"--distributed={spec}: {error}") from None
+
+
+def gpus_of_the_node(environment: Mapping[str, str]) -> list[int] | None:
+    """All GPUs of this node, where SLURM has started one task on each; else None: JAX decides.
+
+    By itself JAX gives a task of SLURM the one GPU that has its number on the node.
+    """
+    if not re.fullmatch(r"1(\(x\d+\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", "")):
+        return None
+    visible = [word for word in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if word]
+    return list(range(len(visible) or int(environment.get("SLURM_GPUS_ON_NODE") or 0))) or None
 
 
 def is_first() -> bool:
