@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -90,3 +91,15 @@ def test_forest_draws_each_difference_where_it_is(tmp_path, drawn):
 def test_importing_it_costs_no_matplotlib():
     code = "import sys, resjax.analysis.plots; sys.exit(bool({'jax', 'matplotlib'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_users_matplotlibrc_has_no_say(tmp_path):
+    """Nor a backend that there is not, in a process that has not imported matplotlib yet."""
+    code = "import sys; from resjax.analysis import plots; "
+    code += "plots.in_style(lambda path: plots.save(plots.new_figure(2, 1), path))(plots.Path(sys.argv[1]))"
+    (tmp_path / "matplotlibrc").write_text("savefig.bbox: tight\nsavefig.dpi: 31\nfigure.facecolor: red\n")
+    for name, words in {"plain": {}, "own": {"MATPLOTLIBRC": str(tmp_path), "MPLBACKEND": "nonsense"}}.items():
+        plain = {key: value for key, value in os.environ.items() if key not in ("MATPLOTLIBRC", "MPLBACKEND")}
+        command = [sys.executable, "-c", code, str(tmp_path / f"{name}.png")]
+        subprocess.run(command, env=plain | words, check=True, timeout=60)
+    assert (tmp_path / "own.png").read_bytes() == (tmp_path / "plain.png").read_bytes()

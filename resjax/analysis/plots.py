@@ -6,9 +6,12 @@ or darker tone of their family's colour; the marker tells them apart.
 """
 
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -121,19 +124,37 @@ SPLITS = {  # split -> colour (None: the merge's), dashes
 
 
 def in_style_of(rc: Mapping) -> Callable[[Callable], Callable]:
-    """Decorates a function that draws: matplotlib is imported when it is called, and `rc` holds while it draws."""
+    """Decorates a function that draws: matplotlib is imported when it is called, and `rc` holds while it draws.
+
+    The user's matplotlibrc has no say, or equal tables would give other figures.
+    """
 
     def decorated(draw: Callable) -> Callable:
         @wraps(draw)
         def styled(*args, **options):
-            import matplotlib
-
-            with matplotlib.rc_context(rc):
+            matplotlib = _matplotlib()
+            with matplotlib.rc_context():
+                matplotlib.rcdefaults()
+                matplotlib.rcParams.update(rc)
                 return draw(*args, **options)
 
         return styled
 
     return decorated
+
+
+def _matplotlib() -> ModuleType:
+    """Imported also where MPLBACKEND is a word that it does not know: files need no backend."""
+    if "matplotlib" in sys.modules:
+        return sys.modules["matplotlib"]
+    backend = os.environ.pop("MPLBACKEND", None)
+    import matplotlib
+
+    if backend is not None:
+        os.environ["MPLBACKEND"] = backend
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend
+    return matplotlib
 
 
 in_style = in_style_of(RC)
