@@ -51,7 +51,7 @@ def base() -> ConfigDict:
 
     c.dataset = ConfigDict()
     c.dataset.name = "digits"  # digits, cube<d>_degree<k> (data/teachers.py), or any TFDS image-classification set
-    c.dataset.labels = "label"  # label feature: "label", or "coarse_label" of CIFAR-100
+    c.dataset.labels = "label"  # label feature, such as "coarse_label" of CIFAR-100
     c.dataset.train_size = 0  # training images, balanced and nested; 0: all
     c.dataset.classes = 0  # keep this many classes, chosen by split_seed; 0: all
     c.dataset.validation = 0.0  # share of the training set held out for choices
@@ -111,7 +111,6 @@ CHOICES = {
     "dtype": ("float32", "bfloat16"),
     "parallel": ("jit", "pmap"),
     "replicas": ("map", "vmap"),
-    "dataset.labels": ("label", "coarse_label"),
     "dataset.augment": ("none", "crop", "crop_flip"),
     "model.front": ("none", "stn"),
     "model.name": ("resnet", "resnet18", "mlp"),

@@ -11,10 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resjax import config as base
 from resjax.config import ConfigError
-from resjax.data import tfds
+from resjax.data import dataset, tfds
 
 SIZES = {"train": 12, "test": 5}
+
+
+def largest(kind, size):
+    return np.iinfo(kind).max - np.arange(size, dtype=kind)
 
 
 def prepare(root, name="tiny", *, shape=(6, 5, 3), file_format="array_record", sizes=SIZES, tall=(), labels=None):
@@ -27,7 +32,7 @@ def prepare(root, name="tiny", *, shape=(6, 5, 3), file_format="array_record", s
       file_format: only array_record gets files; TFDS writes the others with TensorFlow.
       sizes: images per split.
       tall: see shape.
-      labels: label feature -> number of classes.
+      labels: label feature -> number of classes, or NumPy's integer type, whose largest values are taken.
 
     Returns:
       (the directory of the set, split -> feature -> list of values).
@@ -38,14 +43,20 @@ def prepare(root, name="tiny", *, shape=(6, 5, 3), file_format="array_record", s
     labels = labels or {"label": 3}
     spec = builders.features.FeaturesDict(
         {"image": builders.features.Image(shape=shape)}
-        | {key: builders.features.ClassLabel(num_classes=count) for key, count in labels.items()}
+        | {
+            key: builders.features.ClassLabel(num_classes=count) if isinstance(count, int) else count
+            for key, count in labels.items()
+        }
     )
     directory = root / name / "1.0.0"
     directory.mkdir(parents=True)
     spec.save_config(directory)
     rng, found = np.random.default_rng(0), {}
     for split, size in sizes.items():
-        found[split] = {key: rng.integers(count, size=size) for key, count in labels.items()}
+        found[split] = {
+            key: rng.integers(count, size=size) if isinstance(count, int) else largest(count, size)
+            for key, count in labels.items()
+        }
         heights = [shape[0] or 6 + ((split, i) in tall) for i in range(size)]
         found[split]["image"] = [rng.integers(0, 256, (h, *shape[1:]), dtype=np.uint8) for h in heights]
         records = []
@@ -92,6 +103,22 @@ def test_loads_images_and_every_label(places, shape):
             for key, array in found[split].items():
                 np.testing.assert_array_equal(array, expected[split][key])
                 assert array.dtype == (np.uint8 if key == "image" else np.int32)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint32, np.uint64, np.int32])
+def test_wide_integers_beside_the_label(places, kind):
+    root, data_dir, cache_dir = places
+    _, expected = prepare(root, labels={"label": 3, "id": kind})
+    for _ in range(2):
+        found = tfds.load("tiny", data_dir, cache_dir)["train"]
+        np.testing.assert_array_equal(found["id"], expected["train"]["id"])
+        assert found["label"].dtype == np.int32
+    config = base.base().dataset
+    config.update({"name": "tiny", "data_dir": data_dir, "cache_dir": cache_dir, "labels": "id"})
+    assert dataset.load(config).train.labels_N.dtype == np.int32  # as classes they are counted from 0
+    config.labels = "kind"
+    with pytest.raises(ConfigError, match="config.dataset.labels='kind': tiny has id, label"):
+        dataset.load(config)
 
 
 def test_the_environment_names_the_directory_after_tfds_is_imported(places, monkeypatch):

@@ -37,7 +37,8 @@ def load(name: str, data_dir: str = "", cache_dir: str = "") -> Source:
       cache_dir: see resjax.data.cache.
 
     Returns:
-      {"train" | "test": {"image": uint8 NxHxWxC, "label": int32 N, ...}}, in the order of the files.
+      {"train" | "test": {"image": uint8 NxHxWxC, "label": int32 N, ...}}, in the order of the files;
+      integers that need 64 bits keep them.
 
     Raises:
       ConfigError: an unknown or unprepared set, one without images, labels, or these splits, with images of
@@ -163,7 +164,14 @@ def _decode(builder, split: str, features: dict) -> dict[str, np.ndarray]:
         raise ConfigError(f"can't read {builder.data_dir}: {_line(error)}; prepare it again") from error
     if not size or len(images) != size:
         raise ConfigError(f"{builder.data_dir} has {len(images)} of {size} {split} images; prepare it again")
-    return {k: np.stack(v) if k == "image" else np.array(v, np.int32) for k, v in arrays.items()}
+    return {k: np.stack(v) if k == "image" else _narrow(np.array(v)) for k, v in arrays.items()}
+
+
+def _narrow(labels_N: np.ndarray) -> np.ndarray:
+    """As int32 where they fit: numbers beside the label, such as an image's id, may be of 64 bits."""
+    range_of = np.iinfo(np.int32)
+    fits = range_of.min <= labels_N.min() and labels_N.max() <= range_of.max
+    return labels_N.astype(np.int32) if fits else labels_N
 
 
 def _check_size(builder, a_HxWxC: np.ndarray, b_HxWxC: np.ndarray) -> None:
