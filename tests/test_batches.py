@@ -67,6 +67,11 @@ def test_augmentation_equals_its_slow_twin(augment):
         np.testing.assert_array_equal(targets, np.eye(K)[LABELS[plan.index_B]])
 
 
+def test_large_images_are_evaluated_in_smaller_batches():
+    shapes = [(8, 8, 1), (32, 32, 3), (64, 64, 3), (128, 128, 3), (4000, 4000, 3)]
+    assert [batches.at_once(shape) for shape in shapes] == [512, 512, 128, 32, 1]
+
+
 def test_crops_cover_all_offsets_and_flips_half():
     config = section(augment="crop_flip")
     plans = [plan_of(config, step) for step in range(100)]

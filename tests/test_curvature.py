@@ -66,7 +66,7 @@ def small():
 
 @pytest.fixture
 def chunked(monkeypatch):
-    monkeypatch.setattr(objective, "CHUNK", 5)  # 13 images: the last chunk is not full
+    monkeypatch.setattr(objective.batches, "at_once", lambda shape: 5)  # 13 images: the last chunk is not full
 
 
 def test_all_directions_and_steps_give_the_exact_hessian(small, chunked):

@@ -174,7 +174,7 @@ def test_the_smallest_pixel_is_blind_to_where_it_is(pixels):
 
 
 def test_images_beyond_one_pass_are_all_seen(monkeypatch, pixels):
-    monkeypatch.setattr("resjax.probes.functions.symmetry.CHUNK", 7)
+    monkeypatch.setattr("resjax.data.batches.at_once", lambda shape: 7)
     x = pixels[:, :, :7]  # of another shape: compiled anew
     (flipped,) = under(x, "flip", 1)
     np.testing.assert_array_equal(flipped, x[:, :, ::-1])

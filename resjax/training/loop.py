@@ -38,8 +38,6 @@ from resjax.training.probing import Probing
 from resjax.training.profiling import WARM, Profile, affordable
 from resjax.training.scores import over_replicas, scores
 
-EVALUATED_AT_ONCE = 512  # examples
-
 
 def train(config: ConfigDict, workdir: str | os.PathLike, *, profile: bool = False) -> Path:
     """Trains all replicas of `config`, or continues, or does nothing if they are trained already.
@@ -139,7 +137,8 @@ class _Run:
         self.examples = {name: replicas.copy(_examples(split)) for name, split in self.splits.items()}
         self.init = replicas.compile(partial(step.init, task))
         self.train_steps = replicas.compile_training(partial(step.train_steps, task))
-        self.evaluate = replicas.compile(partial(step.evaluate, task, batch_size=EVALUATED_AT_ONCE))
+        self.at_once = batches.at_once(dataset.train.images_NxHxWxC.shape[1:])
+        self.evaluate = replicas.compile(partial(step.evaluate, task, batch_size=self.at_once))
         self.probing = Probing(make_task(self.config, dataset), dataset.train)
         self.training_pace, self.evaluation_pace = Pace(), Pace()
         self.rows: list[dict] = []
@@ -328,8 +327,8 @@ class _Run:
     def _scores(self, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Loss [S], accuracy [S], predictions [S, N] and their probabilities [S, N] of a split."""
         labels_N = self.splits[split].labels_N
-        scored = self._zeros(step.Scored.nothing(len(labels_N), EVALUATED_AT_ONCE))
-        for first, last in self.evaluation_pace.calls(0, -(-len(labels_N) // EVALUATED_AT_ONCE)):
+        scored = self._zeros(step.Scored.nothing(len(labels_N), self.at_once))
+        for first, last in self.evaluation_pace.calls(0, -(-len(labels_N) // self.at_once)):
             bounds = self.replicas.copy((np.int32(first), np.int32(last)))
             scored = jax.block_until_ready(self.evaluate((self.examples[split], *bounds), (self.states, scored)))
             self._poll()

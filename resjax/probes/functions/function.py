@@ -11,8 +11,8 @@ import numpy as np
 from jax import lax
 from scipy.special import softmax
 
+from resjax.data import batches
 from resjax.data.subsets import stream
-from resjax.probes.loss.objective import CHUNK
 from resjax.probes.subject import Subject
 
 SURE = 0.99
@@ -67,9 +67,9 @@ def _centred(logits_BxK: jax.Array) -> jax.Array:
 
 @partial(jax.jit, static_argnames="net")
 def logits(net: nn.Module, variables: dict[str, Any], x: jax.Array) -> jax.Array:
-    """[B, K] of images [B, ...], in passes of at most CHUNK images; the last pass may repeat one."""
+    """[B, K] of images [B, ...], in passes of `batches.at_once` images; the last pass may repeat one."""
     size = len(x)
-    count = -(-size // CHUNK)
+    count = -(-size // batches.at_once(x.shape[1:]))
     index_NxB = jnp.minimum(jnp.arange(count * -(-size // count)), size - 1).reshape(count, -1)
     logits_NxBxK = lax.map(lambda index_B: net.apply(variables, x[index_B]), index_NxB)
     return logits_NxBxK.reshape(-1, logits_NxBxK.shape[-1])[:size]

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from jax import lax
 
+from resjax.data import batches
 from resjax.models.transformer import check_images
 from resjax.probes.functions.function import labels, logits
-from resjax.probes.loss.objective import CHUNK
 from resjax.probes.subject import Subject
 
 TRANSFORMATIONS = {  # name -> amounts and their unit
@@ -101,4 +101,4 @@ def transformed(x_BxHxWxC: jax.Array, matrix_2x3: np.ndarray) -> jax.Array:
 @jax.jit
 def _pulled(x_BxHxWxC: jax.Array, matrix_3x4: jax.Array) -> jax.Array:
     pull = partial(dm_pix.affine_transform, matrix=matrix_3x4, mode="nearest")
-    return lax.map(pull, x_BxHxWxC, batch_size=CHUNK)
+    return lax.map(pull, x_BxHxWxC, batch_size=batches.at_once(x_BxHxWxC.shape[1:]))

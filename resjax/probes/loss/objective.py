@@ -10,9 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
+from resjax.data import batches
 from resjax.probes.subject import Subject
-
-CHUNK = 512  # images at most of one pass: bounds the memory
 
 
 class Objective(flax.struct.PyTreeNode):
@@ -36,7 +35,7 @@ class Objective(flax.struct.PyTreeNode):
     def of(cls, at: Subject) -> "Objective":
         """The objective of a subject."""
         size = len(at.x_BxHxWxC)
-        count = -(-size // CHUNK)
+        count = -(-size // batches.at_once(at.x_BxHxWxC.shape[1:]))
         index = jnp.arange(count * -(-size // count)).reshape(count, -1)
         weights = (index < size) / jnp.asarray(size, at.targets_BxK.dtype)
         index = jnp.minimum(index, size - 1)
