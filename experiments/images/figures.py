@@ -44,8 +44,8 @@ def differences(table: pd.DataFrame, path: str | os.PathLike) -> list[Path]:
             rows = own[own["set"] == dataset].set_index("arm")
             title = f"{part}: {dataset}\n{_levels(rows)}"
             _intervals(axes, rows, arms[part], 100, title)
-        panels[0].set_yticks(range(len(arms[part])), arms[part])
-    figure.supxlabel("test accuracy less that of the sum (points; paired by seed, 95 % CI)", fontsize=9)
+        panels[0].set_yticks(range(len(arms[part])), [_name(arm) for arm in arms[part]])
+    figure.supxlabel("test accuracy less that of the sum, or as named (points; paired by seed, 95 % CI)", fontsize=9)
     return plots.saved(figure, path)
 
 
@@ -56,6 +56,12 @@ def _shallow(table: pd.DataFrame) -> pd.DataFrame:
 
 def _compared(rows: pd.DataFrame) -> list[str]:
     return [arm for arm in dict.fromkeys(rows["arm"]) if arm != ARMS[arm].baseline]
+
+
+def _name(arm: str) -> str:
+    """With what it is compared with, where that is no sum."""
+    baseline = ARMS[arm].baseline
+    return arm if baseline.startswith("add") else f"{arm} less {baseline}"
 
 
 def _levels(rows: pd.DataFrame) -> str:

@@ -36,6 +36,7 @@ _TWO = {"add": "two_cells"} | {merge: f"{merge}_two_cells" for merge in ("mul", 
 _PRODUCTS = ("pi_sigmoid", "glu", "pure")
 ARMS = {
     **{merge: Arm(merge) for merge in ("add", "mul", "mul_bn1", "gate_sig", "gate_2sig", "se", "pi", "mul_res")},
+    "add_bn": Arm("add_bn", "mul_bn1"),  # the same norms: is it the product that helps?
     "add, LN": Arm("add", "add, LN", _LN),
     "mul, LN": Arm("mul", "add, LN", _LN),
     "add, usual": Arm("add", "add, usual", _USUAL),
@@ -143,7 +144,10 @@ class Design:
 
 
 _FEW = (0.01, 0.03, 0.1, 0.3, 1.0)
-_D = ("add", "gate_sig", "gate_2sig", "se", "pi", "mul_res", "add, LN", "mul, LN", "add, usual", "mul_bn1, usual")
+_D = (
+    "add", "gate_sig", "gate_2sig", "se", "pi", "mul_res", "add, LN", "mul, LN", "add, usual", "mul_bn1, usual",
+    "mul_bn1", "add_bn",
+)  # fmt: skip
 _ALL = tuple(dict.fromkeys(CORE + _D))
 _DEEP = ("add", "mul", "mul_bn1", "mul_res", "add, LN", "mul, LN")
 _STAND = tuple(
