@@ -319,13 +319,26 @@ def test_what_stands_depth():
     table = tables.depths(by_depth({"add": 0.0, "mul": 0.1, "glu": 0.0095, "pure": 0.0}, lost=("pure",)))
     assert list(table["deep"]) == [56] * 4 and list(table["lost"]) == [0, 0, 0, 1]
     assert list(table["difference"]) == pytest.approx([-0.0015, -0.1015, -0.011, -0.0015])
-    assert list(table["stands"]) == [True, False, False, False]
+    assert list(table["verdict"]) == ["stand", "do not stand", "open", "do not stand"]
     (words,) = tables.stand(table).values()
     assert words.startswith(
         "depth 56 less depth 8, in points, n = 4: stand: add (-0.2 [-0.4, +0.1]); do not stand: mul ("
     )
     assert words.endswith("pure (-0.2 [-0.4, +0.1], 1 lost); open: glu (-1.1 [-1.3, -0.9])")
     assert tables.depths(by_depth({"add": 0.0})[lambda rows: rows["depth"] == 8]).empty
+    rows = by_depth({"add": 0.0, "mul": 0.0})
+    unfinished = tables.depths(rows[(rows["arm"] == "add") | (rows["depth"] < 56)])
+    assert list(unfinished["verdict"]) == ["stand", "open"] and list(unfinished["pairs"]) == [4, 0]
+
+
+def test_whether_the_gain_foretold_what_stands_depth():
+    arms = {"add": 0.0, "mul": 0.3, "glu": 0.1, "pure": 0.2}
+    gains = pd.DataFrame({"part": "depth", "set": "digits", "arm": list(arms), "depth": 56,
+                          "gain": [1.01, 9, 0.8, 1 / 3], "predicted_gain": [1.0, 0.99, 2.0, np.nan]})  # fmt: skip
+    found = tables.foretold(tables.depths(by_depth(arms)), gains).set_index("predictor")
+    assert found["tau"].to_dict() == pytest.approx({"gain": 1, "predicted_gain": 1 / 3})
+    assert found["arms"].to_dict() == {"gain": 4, "predicted_gain": 3}
+    assert tables.foretold(pd.DataFrame(), gains).empty
 
 
 def test_gains_are_geometric_means_over_the_blocks_after_the_first():

@@ -86,3 +86,16 @@ def test_wide_nets_do_what_is_predicted(name):
     got, want = seen[["power", "gain"]].to_numpy(), columns(population.stages(MERGES[name], [3], norm="ln"))
     np.testing.assert_allclose(got[:, 0], want[:, 0], rtol=0.1)
     np.testing.assert_allclose(got[1:, 1], want[1:, 1], rtol=0.1)
+
+
+def test_no_gradient_has_no_gain():
+    """A branch that is scaled by 0 lets none through where the shortcut is not carried on."""
+    signals = population.stages(replace(MERGES["attnres"], branch_scale=0.0), [3], norm="ln", units=1024)
+    np.testing.assert_array_equal([b.gain for b in signals], [np.nan, np.nan, 0])
+
+
+def test_batchnorm_takes_the_means_of_what_a_linear_layer_mixes():
+    """It is c pi/(pi-1) over the mean variance of the stem's ReLU, 1/2 - 1/(2 pi), and of a branch, 1."""
+    gain = population.stages(MERGES["dense"], [2], norm="bn")[1].gain
+    c, v = np.pi / (np.pi - 1), (0.5 - 1 / (2 * np.pi) + 1) / 2
+    assert gain == pytest.approx(c / v / 2, rel=0.02)

@@ -19,7 +19,7 @@ from resjax.sweep import flags
 
 PROTOCOL = {
     "datasets": "digits", "seeds": 12, "tune": True, "tune_factors": (0.3, 1.0, 3.0, 10.0), "tune_seeds": 6,
-    "tune_epochs": 20, "set": ["optimizer.clip_norm=1.0"],
+    "tune_epochs": 20, "allow_edge": False, "smoke": False, "set": ["optimizer.clip_norm=1.0"],
 }  # fmt: skip
 PAGE, RESULTS = Path("docs/board.md"), Path("results")
 COLUMNS = ("merge", "identity", "OA (%)", "less `add`", "p", "rate", "params", "FLOPs", "stored", "speed", "gain")
@@ -81,7 +81,7 @@ def apply(args: argparse.Namespace, parser: argparse.ArgumentParser) -> argparse
     flags.refuse(args, flags.given(args))
     more = {"merges": args.board}
     if args.out == parser.get_default("out"):
-        more["out"] = f"{RESULTS}/board_{Path(args.board).stem}"
+        more["out"] = "_".join([f"{RESULTS}/board", *(Path(word.strip()).stem for word in args.board.split(","))])
     return argparse.Namespace(**vars(args) | PROTOCOL | more)
 
 

@@ -30,7 +30,11 @@ def table(configs: Iterable[ConfigDict], outcomes: Iterable[runs.Outcome], regis
             | {"identity": registry[config.model.merge].identity}
             | costs(net, shape)
             | {"stored": stored_activations(net, shape), "images_per_s": _speed(outcome)}
-            | {"gain": float(np.exp(np.mean(np.log(gains)))) if gains and min(gains) > 0 else np.nan}
+            | {
+                "gain": float(np.exp(np.mean(np.log(gains))))
+                if gains and np.isfinite(gains).all() and min(gains) > 0
+                else np.nan
+            }
         )
     return pd.DataFrame(out)
 

@@ -16,7 +16,8 @@ commit it, and another machine goes on from there.
 Writes OUT.csv (a row per replica), OUT_tuning.csv, OUT_differences.csv, OUT_contrasts.csv, OUT_curves.csv,
 OUT_reached.csv (epochs to the baseline's loss), OUT_around.csv (rates beside the picked ones, at full length),
 OUT_depths.csv (what depth costs), OUT_gains.csv (gain of gradient power per block at initialisation, and by theory),
-OUT_kernels.csv, OUT_knew.csv (do the kernels order the arms?) and figures.
+OUT_foretold.csv (do the gains order what depth costs?), OUT_kernels.csv, OUT_knew.csv (do the kernels order the arms?)
+and figures.
 Exit code 1: a cell failed; 2: bad input, in one line; 128 + n: stopped by signal n.
 """
 
@@ -96,6 +97,8 @@ def planned(args: argparse.Namespace) -> tuple[Plan, list[str]]:
     for name in parts:
         if (needed := design.parts[name].chosen_by) and needed not in parts:
             raise ConfigError(f"--parts: {name} takes its rates from {needed}; name both")
+    if args.gains and not any(design.parts[name].untrained for name in parts):
+        raise ConfigError(f"--gains: {', '.join(parts)}: no part measures it")
     recipe = {key: value for key, value in RECIPE.items() if key not in flags.given(args)}
 
     def make(preset: str, merge: str, **entries):
@@ -115,6 +118,8 @@ def report(work: Work, more: Mapping[str, pd.DataFrame] | None = None) -> list[P
         "_curves": images.curves(course),
         "_reached": images.reached(course),
     }
+    if "_depths" in written and "_gains" in written:
+        written["_foretold"] = images.foretold(written["_depths"], written["_gains"])
     if around := _reported(work, around=True):
         written["_around"] = images.around(around, work.rates)
     paths = running.publish(written, said)
@@ -122,13 +127,11 @@ def report(work: Work, more: Mapping[str, pd.DataFrame] | None = None) -> list[P
 
 
 def started(work: Work, parts: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """The table, by suffix, of the gain per block at initialisation where a part asks for it. Raises ConfigError."""
+    """The table, by suffix, of the gain per block at initialisation where a part asks for it."""
     from experiments.images.gains import measure
 
     nets = {(name, key): net for name in parts for key, net in work.plan.untrained_deep(name, GAIN_SEEDS).items()}
     labels = {at: f"{at[0]}, {at[1].dataset}, {at[1].arm}, depth {at[1].depth}" for at in nets}
-    if not nets:
-        raise ConfigError(f"--gains: {', '.join(parts)}: no part measures it")
     options = {"images": GAIN_IMAGES}
     found = work.running.measure({labels[at]: (net, options) for at, net in nets.items()}, measure, "gain")
     return {"_gains": images.gains({at: found[label] for at, label in labels.items() if label in found})}

@@ -237,19 +237,46 @@ def depths(table: pd.DataFrame) -> pd.DataFrame:
     """What depth costs: a row per arm of a part, set with several depths.
 
     Columns: shallow and deep (the depths), lost (replicas of any depth), pairs, difference (OA of the deepest less that
-    of the shallowest, paired by seed) with its interval, and stands, by prereg.md's rule for the mean.
+    of the shallowest, paired by seed) with its interval, and verdict: "stand", "do not stand", or "open" where the
+    interval does not tell, or a depth is not finished.
     """
-    out = []
+    out, among = [], table.groupby(["part", "set"])["depth"]
     for about, own in table.groupby(["part", "set", "arm"], sort=False):
-        shallow, deep = own["depth"].min(), own["depth"].max()
+        shallow, deep = among.min()[about[:2]], among.max()[about[:2]]
         if shallow == deep:
             continue
         found = stats.paired_difference(*(_by_seed(own[own["depth"] == depth], "OA") for depth in (deep, shallow)))
         lost = int((own["status"] == "diverged").sum())
         values = {f"difference{name}": found[key] for name, key in _ENDS.items()} | {"p": found["p"]}
         row = dict(zip(("part", "set", "arm"), about, strict=True)) | {"shallow": shallow, "deep": deep, "lost": lost}
-        out.append(row | {"pairs": found["n"]} | values | {"stands": not lost and found["mean"] >= -FALL})
+        out.append(row | {"pairs": found["n"]} | values | {"verdict": _verdict(found, lost)})
     return _with_holm(pd.DataFrame(out), ["part"]) if out else pd.DataFrame()
+
+
+def _verdict(found: Mapping, lost: int) -> str:
+    if lost:
+        return "do not stand"
+    if found["ci_low"] is None:
+        return "open"
+    return "do not stand" if found["ci_high"] < -FALL else "stand" if found["ci_low"] >= -FALL else "open"
+
+
+def foretold(depths: pd.DataFrame, gains: pd.DataFrame) -> pd.DataFrame:
+    """Kendall's tau-b over arms of |ln gain| at the deepest nets, measured and predicted, and what depth costs (the
+    accuracy lost from the shallowest to the deepest); p of the exact test. Arms without a gain or a loss are left out.
+    """
+    at = ["part", "set", "arm"]
+    both = depths.merge(gains, left_on=[*at, "deep"], right_on=[*at, "depth"]) if len(depths) else depths
+    out = []
+    for about, own in both.groupby(at[:2], sort=False) if len(both) else ():
+        for name in ("gain", "predicted_gain"):
+            with np.errstate(divide="ignore"):
+                distance = np.log(own[name]).abs()
+            known = np.isfinite(distance) & own["difference"].notna()
+            found = kendalltau(distance[known], -own["difference"][known]) if known.sum() > 1 else None
+            values = {"tau": found.statistic, "p": found.pvalue} if found else {"tau": np.nan, "p": np.nan}
+            out.append(dict(zip(at, about, strict=False)) | {"predictor": name, "arms": int(known.sum())} | values)
+    return pd.DataFrame(out)
 
 
 def stand(depths: pd.DataFrame) -> dict[str, str]:
@@ -259,11 +286,7 @@ def stand(depths: pd.DataFrame) -> dict[str, str]:
         words: dict[str, list[str]] = {"stand": [], "do not stand": [], "open": []}
         for row in own.to_dict("records"):
             lost = f", {row['lost']} lost" if row["lost"] else ""
-            if lost or row["difference_high"] < -FALL:
-                word = "do not stand"
-            else:
-                word = "stand" if row["difference_low"] >= -FALL else "open"
-            words[word].append(f"{row['arm']} ({Estimate.of(row, 'difference', 100):+.1f}{lost})")
+            words[row["verdict"]].append(f"{row['arm']} ({Estimate.of(row, 'difference', 100):+.1f}{lost})")
         said = "; ".join(f"{word}: {', '.join(arms) or 'none'}" for word, arms in words.items())
         deepest = f"depth {own['deep'].max()} less depth {own['shallow'].min()}, in points, n = {own['pairs'].max()}"
         found[f"depth, {part}, {dataset}"] = f"{deepest}: {said}"

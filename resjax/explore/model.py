@@ -192,12 +192,12 @@ def look(run: Run, seed: int, x_HxWxC: np.ndarray) -> Look:
     rows = [(name, float(mean), float(low), float(high)) for name, (_, mean, low, high) in found.items()]
     gates = pd.DataFrame(rows, columns=["block", "mean", "low", "high"])
     masks = OrderedDict((name, mask_HxW) for name, (mask_HxW, *_) in found.items() if mask_HxW is not None)
-    return Look(logits_K, masks, gates, _squares(weights))
+    return Look(logits_K, masks, gates, _squares(run.net, weights))
 
 
-def _squares(weights: OrderedDict[str, np.ndarray]) -> OrderedDict[str, np.ndarray]:
+def _squares(net: nn.Module, weights: OrderedDict[str, np.ndarray]) -> OrderedDict[str, np.ndarray]:
     """Mixing matrices as they are; what all blocks read, of more and more outputs, as one matrix."""
-    if not weights or next(iter(weights.values())).shape[-1] > 1:
+    if not weights or net.connection.write in connections.MIXING:
         return weights
     reads_LxL = np.zeros((len(weights), max(map(len, weights.values()))))
     for i, own_Lx1 in enumerate(weights.values()):

@@ -39,7 +39,7 @@ def connections(at: Subject) -> pd.DataFrame:
         rows += _betas(at)
     for block, own in weights(at.net, at.variables, at.x_BxHxWxC).items():
         mean = np.asarray(own).mean(tuple(range(1, own.ndim - 1)))
-        if own.shape[-1] == 1:
+        if at.net.connection.write not in MIXING:
             rows += [(block, "attention", i, 0, value) for i, value in enumerate(mean[:, 0])]
         else:
             rows += _mixing(block, mean, np.asarray(own))
