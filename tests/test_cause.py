@@ -224,6 +224,7 @@ def climbed():
     return pd.DataFrame(ladder.measure(tiny("mul", epochs=30), "", allow_edge=True, **words)["rows"])
 
 
+@pytest.mark.slow
 def test_all_rungs_are_climbed(climbed):
     counts = climbed["rung"].value_counts()
     assert counts.to_dict() == {"R0": 4, "R1": 4, "R2": 4, "R3": 8, "R3u": 4, "R4": 4, "tuning": 6}
@@ -294,6 +295,7 @@ def measure(config, workdir, **options):
     return {"rows": pd.concat([table, tuning])[columns].assign(**more).to_dict("records")}
 
 
+@pytest.mark.slow
 def test_the_study_writes_its_tables_and_figures(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(measuring, "workers", lambda: 1)
     argv = ["--smoke", f"--workdir={tmp_path / 'runs'}", f"--out={tmp_path / 'out'}"]
@@ -431,6 +433,7 @@ def test_targets_of_the_battery(target, n):
     assert not {x.tobytes() for x in task.x_NxD} & {x.tobytes() for x in task.test_x_MxD}
 
 
+@pytest.mark.slow
 def test_the_rate_is_chosen_by_what_is_reported_and_teachers_tell_how_well_they_fit():
     words = {"rungs": ("R4",), "test": 30, "inits": 1, "rates": (0.01, 0.1), "allow_edge": True}
     config = tiny("add", seeds=1, epochs=20)

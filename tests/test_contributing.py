@@ -32,6 +32,7 @@ def python(folder, *words):
     return subprocess.run(command, check=True, cwd=folder, env=environment, capture_output=True, text=True).stdout
 
 
+@pytest.mark.slow
 def test_it_runs(folder):
     said = python(folder, "-m", "experiments.moved", "--smoke")
     assert "moves farthest" in said and (folder / "results/moved_smoke.png").exists()

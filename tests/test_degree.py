@@ -134,6 +134,7 @@ def test_lost_replicas_are_counted_and_leave_no_mean():
     assert row["mean"] == pytest.approx(0.2) and row["lost"] == 1 and row["n"] == 1
 
 
+@pytest.mark.slow
 def test_the_study_writes_its_tables_and_figures(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(measuring, "workers", lambda: 1)
     asked = []

@@ -240,6 +240,7 @@ sys.exit(main.main(["main.py", *sys.argv[2:]]))
 """
 
 
+@pytest.mark.slow
 def test_processes_agree_bit_by_bit_and_fail_together(tmp_path):
     (tmp_path / "file").write_text("")
     bad = [f"--workdir={tmp_path / 'file'}", *FLAGS]

@@ -127,6 +127,7 @@ def test_a_study_tunes_trains_and_compares(tmp_path, capsys):
     assert drawn == [tmp_path / f"out_{name}{suffix}" for name in names for suffix in (".png", ".pdf")]
 
 
+@pytest.mark.slow
 def test_what_is_archived_is_trained_on_no_other_machine(tmp_path):
     first, second, third = Trainer(by_rate), Trainer(by_rate), Trainer(by_rate)
     assert run(tmp_path, train=first) == 0
@@ -173,6 +174,7 @@ def test_minutes_start_what_fits(tmp_path, capsys):
     assert (rows["best_OA"] >= rows["OA"] - 0.02).all() and len(rows) == 18
 
 
+@pytest.mark.slow
 def test_a_rate_that_is_better_at_full_length_is_reported_too(tmp_path):
     """Tuning on few images prefers .1; the same replicas at full length prefer .3 with the product."""
 

@@ -247,12 +247,12 @@ def wide_kernels(merge, depth, norm, scale):
     [
         # Without norms He's last matrix of the branch would give it twice the shortcut's second moment.
         pytest.param("add", 1, "none", 0.5**0.5, "mul_res", marks=pytest.mark.slow),
-        ("add", 2, "none", 0.5**0.5, "mul_res"),
+        pytest.param("add", 2, "none", 0.5**0.5, "mul_res", marks=pytest.mark.slow),
         pytest.param("mul", 1, "ln", None, "mul_res", marks=pytest.mark.slow),
-        ("mul", 2, "ln", None, "mul_res"),
-        ("mul_res", 1, "ln", 1.0, "gate_sig"),
-        ("gate_sig", 1, "ln", None, "mul_res"),
-        ("add_bn", 2, "ln", None, "add"),  # the mean of s under a norm
+        pytest.param("mul", 2, "ln", None, "mul_res", marks=pytest.mark.slow),
+        pytest.param("mul_res", 1, "ln", 1.0, "gate_sig", marks=pytest.mark.slow),
+        pytest.param("gate_sig", 1, "ln", None, "mul_res", marks=pytest.mark.slow),
+        pytest.param("add_bn", 2, "ln", None, "add", marks=pytest.mark.slow),  # the mean of s under a norm
         ("mixed", 1, "ln", None, "gate_sig"),  # the mean of s beside b(f)
     ],
 )

@@ -252,6 +252,7 @@ def slurm(tmp_path, monkeypatch):
     return tmp_path / "slurm"
 
 
+@pytest.mark.slow
 def test_slurm_gets_what_the_flags_say_and_as_many_jobs_as_it_takes(slurm, tmp_path):
     jobs = {name: partial(Path.touch, tmp_path / name) for name in "abc"} | {"killed": partial(os._exit, 137)}
     launcher = launchers.chosen(

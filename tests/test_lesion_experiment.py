@@ -188,6 +188,7 @@ def test_tables_and_verdicts_follow_from_what_is_written(study):
         np.testing.assert_allclose(again[numbers].astype(float), written[numbers], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 # --- Rescue -----------------------------------------------------------------------------------------------------
 def test_a_rescue_trains_every_cell_under_every_optimiser_and_counts_failures(study):
     def train(config, workdir):

@@ -268,7 +268,10 @@ def predicted(signals):
     return np.array([[b.z.power, b.gain, b.z.alive] for b in signals])
 
 
-@pytest.mark.parametrize(("name", "depth"), [("mul", 2), ("gate_sig_bn", 2), ("sort", 2), ("highway", 1)])
+@pytest.mark.parametrize(
+    ("name", "depth"),
+    [("mul", 2), ("highway", 1), *(pytest.param(name, 2, marks=pytest.mark.slow) for name in ("gate_sig_bn", "sort"))],
+)
 def test_blocks_with_batchnorm(name, depth):
     merge = MERGES[name] if name != "highway" else replace(MERGES[name], extra_bias=0.0)  # at -6 it is the identity
     h = jax.random.normal(jax.random.key(0), (512, 1024))
@@ -283,8 +286,9 @@ def test_blocks_with_batchnorm_and_relus_around_them():
 
 
 @pytest.mark.parametrize(("name", "depth"), [
-    ("mul_bn1", 4), ("gate_2sig", 4), ("branch_gate_group", 2), ("pi_sigmoid", 2), ("glu", 2), ("laurel_lr", 1),
-    pytest.param("branch_gate", 2, marks=pytest.mark.slow),
+    ("branch_gate_group", 2), ("glu", 2),
+    *(pytest.param(*row, marks=pytest.mark.slow)
+      for row in (("mul_bn1", 4), ("gate_2sig", 4), ("pi_sigmoid", 2), ("laurel_lr", 1), ("branch_gate", 2))),
 ])  # fmt: skip
 def test_blocks_with_layernorm(name, depth):
     h = jax.random.normal(jax.random.key(0), (512, 1024))

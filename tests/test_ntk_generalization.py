@@ -88,6 +88,7 @@ def undrawn(monkeypatch):
     monkeypatch.setattr(study_module, "draw", lambda out: [])
 
 
+@pytest.mark.slow
 def test_a_study_writes_its_tables_and_figures(study, capsys):
     measure = Measure()
     assert study(measure=measure) == 0
@@ -176,6 +177,7 @@ def test_the_command_line_has_the_last_word():
     assert changed[0].dataset.augment == "crop"
 
 
+@pytest.mark.slow
 def test_several_processes_measure(tmp_path):
     config = config_lib.base()
     train(config, tmp_path)

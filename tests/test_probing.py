@@ -39,6 +39,7 @@ def test_every_entry_has_its_probe():
     assert not any(config_lib.base().probes[name] for name in LIVE)  # off unless asked for
 
 
+@pytest.mark.slow
 def test_probes_change_no_bit_of_the_training(tmp_path):
     plain = loop.train(tiny(**RUN), tmp_path)
     probed = loop.train(tiny(**RUN, **{f"probes.{name}": 2 for name in LIVE}), tmp_path)

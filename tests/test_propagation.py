@@ -80,6 +80,7 @@ def test_a_rectified_product_halves_the_live_units_in_every_block(images, variab
     np.testing.assert_array_equal(got["alive"][3::3], 1)  # a 1x1 convolution fills the zeros
 
 
+@pytest.mark.slow
 def test_padded_channels_are_born_dead_and_the_loss_is_that_of_guessing(images, variables):
     net = resnet20(post_activation="relu", shortcut="A")
     kwargs = {"train": True, "mutable": ["batch_stats"]}

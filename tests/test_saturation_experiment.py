@@ -92,6 +92,7 @@ def study(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_the_study_writes_its_tables_verdicts_and_figures(study, capsys):
     assert study("--rates=0.1,1", "--schedules=cosine,step") == 0
     nets = study.read("")

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from breadth import quick
 from sklearn import metrics
 
 from resjax import config as config_lib
@@ -135,7 +136,10 @@ def test_an_update_that_is_not_finite_is_not_taken():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.params))
 
 
-@pytest.mark.parametrize("merge", [name for name, merge in MERGES.items() if not merge.recent])
+@pytest.mark.parametrize(
+    "merge",
+    quick(("add", "mul", "gate_sig", "pi", "highway"), [name for name, merge in MERGES.items() if not merge.recent]),
+)
 def test_every_merge_trains(merge):
     task, dataset = task_of(tiny(**{"model.merge": merge, "optimizer.learning_rate": 0.05, "epochs": 10}))
     state = step.init(task, jnp.zeros((1, 8, 8, 1)), jnp.int32(0))
@@ -201,8 +205,11 @@ def plain_losses():
 
 
 @pytest.mark.parametrize("changes", [
-    {"dtype": "bfloat16"}, {"loss.name": "mse"}, {"loss.label_smoothing": 0.1}, {"dataset.mixup": 0.2},
-    {"model.dropout": 0.2}, {"dataset.label_noise": 0.5}, {"optimizer.clip_norm": 0.1},
+    {"dtype": "bfloat16"}, {"loss.name": "mse"}, {"model.dropout": 0.2},
+    *(pytest.param(changes, marks=pytest.mark.slow) for changes in (
+        {"loss.label_smoothing": 0.1}, {"dataset.mixup": 0.2}, {"dataset.label_noise": 0.5},
+        {"optimizer.clip_norm": 0.1},
+    )),
 ], ids=str)  # fmt: skip
 def test_options_change_the_numbers(plain_losses, changes):
     losses = epoch_losses(**changes)
