@@ -16,6 +16,7 @@ from test_training import read, rows, tiny
 
 from resjax import config as config_lib
 from resjax.config import ConfigError
+from resjax.data.dataset import load
 from resjax.runtime import interrupt, progress, startup
 from resjax.training import checkpoint, loop, rundir, step
 
@@ -249,6 +250,54 @@ def test_other_versions_are_said_and_recorded(interrupted, capsys):
     said = capsys.readouterr().err
     assert f"now jax {jax.__version__} (began with 0.9.0), cores {startup.cores()} (began with 77)" in said
     assert now["versions"]["jax"] == "0.9.0" and now["continued"][0]["versions"]["jax"] == jax.__version__
+
+
+@pytest.fixture
+def other_data(monkeypatch):
+    """The first training image is another, the set's name the same."""
+
+    def other(config):
+        found = load(config)
+        found.train.images_NxHxWxC[0] ^= 1
+        return found
+
+    for module in (loop, rundir.dataset):
+        monkeypatch.setattr(module, "load", other)
+    rundir._digest_of.cache_clear()
+    yield
+    rundir._digest_of.cache_clear()
+
+
+@pytest.mark.usefixtures("other_data")
+def test_other_data_of_the_same_name_are_refused(interrupted):
+    before = {file: file.read_bytes() for file in interrupted.glob("*.json*")}
+    with pytest.raises(ConfigError, match="holds a run on other data of the same name"):
+        loop.train(tiny(**CONFIG), interrupted.parent)
+    assert {file: file.read_bytes() for file in interrupted.glob("*.json*")} == before
+
+
+@pytest.mark.usefixtures("other_data")
+def test_a_finished_run_on_other_data_is_not_reused(unbroken):
+    with pytest.raises(ConfigError, match="holds a run on other data of the same name"):
+        loop.train(tiny(**CONFIG), unbroken.parent)
+
+
+def test_a_finished_run_needs_no_data(unbroken, monkeypatch):
+    def absent(_):
+        raise ConfigError("not prepared")
+
+    monkeypatch.setattr(rundir.dataset, "load", absent)
+    rundir._digest_of.cache_clear()
+    assert loop.train(tiny(**CONFIG), unbroken.parent) == unbroken
+
+
+def test_other_settings_of_jax_are_said(interrupted, capsys):
+    file = interrupted / "env.json"
+    began = json.loads(file.read_text())
+    began["jax"]["jax_default_prng_impl"] = "rbg"
+    file.write_text(json.dumps(began))
+    loop.train(tiny(**CONFIG), interrupted.parent)
+    assert "jax_default_prng_impl threefry2x32 (began with rbg)" in capsys.readouterr().err
 
 
 def test_a_kill_before_the_first_seal_costs_only_time(tmp_path, unbroken, monkeypatch):

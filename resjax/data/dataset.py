@@ -1,5 +1,6 @@
 """From `config.dataset` to the arrays of a run. NumPy only: the training loop moves them to the device."""
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,16 @@ class Dataset:
     num_classes: int
     mean_C: np.ndarray
     std_C: np.ndarray
+
+
+def digest(dataset: Dataset) -> str:
+    """16 hex digits that change with any image or label of any split, or with their order."""
+    found = hashlib.sha256()
+    for split in (dataset.train, dataset.validation, dataset.test):
+        for array in (split.images_NxHxWxC, split.labels_N) if split else ():
+            found.update(f"{array.dtype} {array.shape}".encode())
+            found.update(np.ascontiguousarray(array))
+    return found.hexdigest()[:16]
 
 
 def load(config: ConfigDict) -> Dataset:

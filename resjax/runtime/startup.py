@@ -16,6 +16,10 @@ from resjax.config import ConfigError
 from resjax.runtime import hosts
 
 NEEDED = {"jax_enable_x64": False, "jax_disable_jit": False, "jax_numpy_dtype_promotion": "standard"}
+BITS = (  # settings on which bits depend
+    "jax_default_matmul_precision", "jax_default_prng_impl", "jax_disable_most_optimizations",
+    "jax_threefry_partitionable",
+)  # fmt: skip
 
 
 def start(config: ConfigDict, distributed: str = "") -> None:
@@ -55,6 +59,11 @@ def cpu_devices(config: ConfigDict, cores: int) -> int:
     if parts > cores or (config.parallel == "pmap" and parts == 1):
         return 0
     return parts * (1 if config.parallel == "pmap" else math.gcd(config.seeds, cores // parts))
+
+
+def settings() -> dict[str, str | bool | None]:
+    """JAX's settings on which bits depend, by name."""
+    return {name: jax.config.values.get(name) for name in BITS}
 
 
 def cores() -> int:

@@ -104,6 +104,7 @@ def run(
             board.show(Event(label, state, outcome.reason), ", ".join(filter(None, words)))
 
         for label in finished:
+            rundir.check_finished(paths[label], cells[label])
             ended(label, _finished(label, cells[label], paths[label], trained=False), "finished before")
         for event in launcher(jobs):
             label = event.label

@@ -24,7 +24,7 @@ from resjax import config as config_lib
 from resjax import records
 from resjax.config import ConfigError
 from resjax.data import batches
-from resjax.data.dataset import Dataset, Split, load
+from resjax.data.dataset import Dataset, Split, digest, load
 from resjax.models import build
 from resjax.models.transformer import check_images
 from resjax.runtime import hosts, memory, startup
@@ -57,6 +57,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, *, profile: bool = Fal
     build.check(config.model)
     path = rundir.path_of(config, workdir)
     if hosts.run_on_first(lambda: rundir.read_status(path).get("status")) in rundir.FINISHED:
+        hosts.run_on_first(lambda: rundir.check_finished(path, config))
         return path
     dataset, task, replicas = hosts.together(lambda: _prepare(config))
     run = rundir.RunDir(config, workdir)
@@ -112,6 +113,7 @@ class _Run:
     """One call of `train`: the compiled programs, the data on the devices, and what the run has reached.
 
     Attributes:
+      data: their digest.
       rows: of metrics.jsonl.
       epoch: how many epochs they hold.
       step: steps done, those of the epoch under way included.
@@ -132,6 +134,7 @@ class _Run:
         self.task, self.config, self.replicas = task, task.config, replicas
         self.run, self.checkpoints, self.signals = run, checkpoints, signals
         self.seeds = [self.config.seed + i for i in range(self.config.seeds)]
+        self.data = digest(dataset)
         splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
         self.splits = {name: split for name, split in splits.items() if split is not None}
         self.examples = {name: replicas.copy(_examples(split)) for name, split in self.splits.items()}
@@ -192,7 +195,8 @@ class _Run:
         hosts.run_on_first(lambda: self.run.write_status(status, self.epoch, diverged))
 
     def _begin(self) -> None:
-        """Takes up what was reached before; says what differs from then."""
+        """Takes up what was reached before; says what differs from then. Raises ConfigError for other data."""
+        hosts.run_on_first(lambda: rundir.check_data(self.run.path, self.data))
         x_1xHxWxC = self.replicas.copy(np.zeros((1, *self.splits["train"].images_NxHxWxC.shape[1:]), np.float32))
         own_seeds = self.replicas.spread(np.array(self.seeds, np.int32))
         shapes = jax.eval_shape(self.init, x_1xHxWxC, own_seeds)
@@ -209,6 +213,8 @@ class _Run:
         if gap := history.gap(self.rows, self.seeds, self.epoch, self.config.early_stopping):
             raise ConfigError(f"{self.run.path}/metrics.jsonl lacks {gap}: to start over, delete {self.run.path}")
         where = {
+            "data": self.data,
+            "jax": startup.settings(),
             "device": jax.devices()[0].device_kind,
             "device_count": self.replicas.device_count,
             "processes": jax.process_count(),

@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -17,6 +18,7 @@ from ml_collections import ConfigDict
 from resjax import config as config_lib
 from resjax import records
 from resjax.config import ConfigError
+from resjax.data import dataset
 
 FINISHED = ("done", "diverged")
 
@@ -182,6 +184,36 @@ def _read_json(file: Path) -> dict:
         raise ConfigError(f"{file} is damaged: delete that file, and the same command continues the run") from None
 
 
+def check_finished(path: Path, config: ConfigDict) -> None:
+    """As `check_data`, for a run that needs no data any more: data that are not here contradict nothing."""
+    if _data_of(path):
+        try:
+            now = _digest_of(config.dataset.to_json())
+        except ConfigError:
+            return
+        check_data(path, now)
+
+
+@cache
+def _digest_of(section: str) -> str:
+    return dataset.digest(dataset.load(ConfigDict(json.loads(section))))
+
+
+def _data_of(path: Path) -> str:
+    """The digest of the data that a run was begun on; "" where env.json has none."""
+    file = path / records.ENV
+    return _read_json(file).get("data", "") if file.exists() else ""
+
+
+def check_data(path: Path, digest: str) -> None:
+    """Raises ConfigError if the run there was begun on other data than that of this digest."""
+    if (began := _data_of(path)) not in ("", digest):
+        raise ConfigError(
+            f"{path} holds a run on other data of the same name (digest {began}, now {digest}): choose another"
+            " --workdir, or the data_dir that it was begun with"
+        )
+
+
 _WHERE = ("commit", "dirty", "xla_flags", "cpu", "cores", "device", "device_count", "processes")
 
 
@@ -189,10 +221,14 @@ def _changes(began: dict, now: dict) -> list[str]:
     """The entries of two environments on which bits depend and that differ, in words."""
 
     def entries(env: dict) -> dict:
-        return env.get("versions", {}) | {key: env.get(key) for key in _WHERE}
+        return env.get("versions", {}) | env.get("jax", {}) | {key: env[key] for key in _WHERE if key in env}
 
     old, new = entries(began), entries(now)
-    return [f"{key} {new[key]} (began with {old.get(key)})" for key in new if old.get(key) != new[key]]
+    return [f"{key} {new[key]} (began with {old[key]})" for key in new if key in old and old[key] != new[key]]
+
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_PACKAGES += ("scikit-learn", "tensorflow-datasets", "pillow")  # they read digits and images
 
 
 def environment() -> dict:
@@ -207,15 +243,22 @@ def environment() -> dict:
         commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
     except OSError:  # no git here
         commit = changes = None
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
         "commit": commit,
         "dirty": None if commit is None else bool(changes),
-        "versions": {"python": sys.version.split()[0]} | {p: importlib.metadata.version(p) for p in packages},
+        "versions": {"python": sys.version.split()[0]}
+        | {package: _version(package) for package in _PACKAGES},
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "cpu": _cpu(),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _cpu() -> str:
