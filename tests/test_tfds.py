@@ -22,7 +22,9 @@ def largest(kind, size):
     return np.iinfo(kind).max - np.arange(size, dtype=kind)
 
 
-def prepare(root, name="tiny", *, shape=(6, 5, 3), file_format="array_record", sizes=SIZES, tall=(), labels=None):
+def prepare(
+    root, name="tiny", *, shape=(6, 5, 3), file_format="array_record", sizes=SIZES, tall=(), labels=None, files=()
+):
     """Writes a prepared set as TFDS does, without TensorFlow.
 
     Args:
@@ -32,6 +34,7 @@ def prepare(root, name="tiny", *, shape=(6, 5, 3), file_format="array_record", s
       file_format: only array_record gets files; TFDS writes the others with TensorFlow.
       sizes: images per split.
       tall: see shape.
+      files: encoded images that take the place of the first of the test split.
       labels: label feature -> number of classes, or NumPy's integer type, whose largest values are taken.
 
     Returns:
@@ -64,6 +67,8 @@ def prepare(root, name="tiny", *, shape=(6, 5, 3), file_format="array_record", s
             example = {key: int(found[split][key][i]) for key in labels}
             png = io.BytesIO()
             Image.fromarray(found[split]["image"][i].squeeze()).save(png, "PNG")
+            if split == "test" and i < len(files):
+                png = io.BytesIO(files[i])
             png.seek(0)
             records.append((None, spec.serialize_example(spec.encode_example(example | {"image": png}))))
         if file_format == "array_record":
@@ -214,3 +219,19 @@ def test_a_truncated_record_file_is_refused(places):
     path.write_bytes(path.read_bytes()[:200])
     assert str(directory) in refused("tiny", data_dir, cache_dir)
     assert not list(Path(cache_dir).glob("*"))
+
+
+def test_a_damaged_image_is_named(places):
+    root, data_dir, cache_dir = places
+    png = io.BytesIO()
+    Image.fromarray(np.zeros((6, 5, 3), np.uint8)).save(png, "PNG")
+    directory, _ = prepare(root, files=(png.getvalue(), b"no image"))
+    assert f"can't read {directory}, test image 1: cannot identify" in refused("tiny", data_dir, cache_dir)
+
+
+def test_palettes_are_looked_up(places):
+    root, data_dir, cache_dir = places
+    gif = io.BytesIO()
+    Image.fromarray(np.full((6, 5, 3), (200, 100, 50), np.uint8)).save(gif, "GIF")
+    prepare(root, files=(gif.getvalue(),))
+    assert (tfds.load("tiny", data_dir, cache_dir)["test"]["image"][0] == (200, 100, 50)).all()

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from resjax.config import PRESETS, ConfigError, usable_path
+from resjax.data import pixels
 from resjax.data.cache import Source, cached
 
 # name, name/variant, name:1.2.3. Other forms, such as huggingface:name, make TFDS reach for the network.
@@ -154,14 +155,15 @@ def _decode(builder, split: str, features: dict) -> dict[str, np.ndarray]:
         with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
             title = f"decoding {builder.name} {split}"
             for record in progress.track(_records(builder, split), size, description=title):
-                record["image"] = features["image"].decode_example_np(record["image"])
+                record["image"] = pixels.decode(record["image"], features["image"].shape)
                 for key, values in arrays.items():
                     values.append(record[key])
                 _check_size(builder, images[0], images[-1])
     except ConfigError:
         raise
     except Exception as error:  # truncated and damaged files fail in many ways
-        raise ConfigError(f"can't read {builder.data_dir}: {_line(error)}; prepare it again") from error
+        where = f"{builder.data_dir}, {split} image {len(images)}"
+        raise ConfigError(f"can't read {where}: {_line(error)}; prepare it again") from error
     if not size or len(images) != size:
         raise ConfigError(f"{builder.data_dir} has {len(images)} of {size} {split} images; prepare it again")
     return {k: np.stack(v) if k == "image" else _narrow(np.array(v)) for k, v in arrays.items()}

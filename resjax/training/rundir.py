@@ -246,8 +246,7 @@ def environment() -> dict:
     return {
         "commit": commit,
         "dirty": None if commit is None else bool(changes),
-        "versions": {"python": sys.version.split()[0]}
-        | {package: _version(package) for package in _PACKAGES},
+        "versions": {"python": sys.version.split()[0]} | {package: _version(package) for package in _PACKAGES},
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "cpu": _cpu(),
