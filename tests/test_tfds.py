@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from PIL import Image
 
 from resjax import config as base
 from resjax.config import ConfigError
-from resjax.data import dataset, tfds
+from resjax.data import cache, dataset, tfds
 
 SIZES = {"train": 12, "test": 5}
 
@@ -142,12 +143,19 @@ def test_neither_tensorflow_nor_noise(places):
     assert (done.stdout, done.stderr) == ("False\n", "")
 
 
-def test_two_copies_do_not_share_a_cache(places, tmp_path):
+def test_equal_copies_share_a_cache_and_others_do_not(places, tmp_path, capsys):
     root, data_dir, cache_dir = places
     prepare(root)
     prepare(tmp_path / "other", sizes={"train": 3, "test": 2})
-    assert len(tfds.load("tiny", data_dir, cache_dir)["train"]["image"]) == 12
-    assert len(tfds.load("tiny", str(tmp_path / "other"), cache_dir)["train"]["image"]) == 3
+    shutil.copytree(root, tmp_path / "copy")
+    for copy, size in ((data_dir, 12), (str(tmp_path / "other"), 3), (str(tmp_path / "copy"), 12)):
+        assert len(tfds.load("tiny", copy, cache_dir)["train"]["image"]) == size
+    assert len(cache.entries(cache_dir)) == 2
+    assert cache.main([f"--cache_dir={cache_dir}"]) == 0 and len(cache.entries(cache_dir)) == 2
+    assert cache.main([f"--cache_dir={cache_dir}", "--clear"]) == 0 and not cache.entries(cache_dir)
+    listed, total = capsys.readouterr().out.split("in all")
+    assert listed.count("tiny-1.0.0-") == 2 and total.rstrip().endswith("deleted")
+    assert cache.main(["--cache_dir=~no_such_user"]) == 2
 
 
 def test_an_unprepared_set_says_how_to_prepare_it(places):

@@ -15,13 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import PIL
 from absl import logging
 from rich.console import Console
 from rich.progress import Progress
 
 from resjax.config import PRESETS, ConfigError, usable_path
 from resjax.data import pixels
-from resjax.data.cache import Source, cached
+from resjax.data.cache import Source, cached, digest
 
 # name, name/variant, name:1.2.3. Other forms, such as huggingface:name, make TFDS reach for the network.
 _NAME = re.compile(r"\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?")
@@ -139,10 +140,9 @@ def _features(builder) -> dict:
 
 
 def _cache_key(builder) -> str:
-    """Names the files that would be decoded: two copies, or a copy that was replaced, get two keys."""
-    directory = Path(builder.data_dir).resolve()
-    files = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in directory.iterdir())
-    identity = hashlib.sha256(repr((str(directory), files)).encode()).hexdigest()
+    """Names the content that would be decoded, wherever it lies, and who decodes it."""
+    files = sorted((path.name, digest(path)) for path in Path(builder.data_dir).iterdir() if path.is_file())
+    identity = hashlib.sha256(repr((PIL.__version__, files)).encode()).hexdigest()
     return f"{builder.info.full_name.replace('/', '-')}-{identity[:16]}"
 
 
