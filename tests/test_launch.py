@@ -326,6 +326,22 @@ def test_a_cell_that_can_not_work_stops_a_study_in_this_process(tmp_path):
         runs.run({m: a_config(m) for m in ("add", "mul")}, train, tmp_path, Console(quiet=True))
 
 
+def test_what_another_process_trains_comes_last(tmp_path):
+    configs, trained = {m: a_config(m) for m in ("add", "mul")}, []
+    other = rundir.RunDir(configs["add"], tmp_path).__enter__()
+
+    def train(config, workdir):
+        with rundir.RunDir(config, workdir):
+            trained.append(config.name)
+        other.__exit__()  # the other process ends while the second cell is trained
+        return write_run(config, workdir, {0: 0.9})
+
+    console = Console(file=io.StringIO(), width=300)
+    outcomes = runs.run(configs, train, tmp_path, console)
+    assert trained == ["mul", "add"] and [outcome.label for outcome in outcomes] == ["add", "mul"]
+    assert f"put off: {rundir.path_of(configs['add'], tmp_path)} is being written by process" in console.file.getvalue()
+
+
 def test_the_table_of_hundreds_of_cells_fits_a_terminal(monkeypatch):
     labels = [f"cell {i}" for i in range(300)]
     clock = [1000.0]

@@ -59,6 +59,9 @@ class Board:
         if event.state == "running":
             row.began = now
             self._say(event.label)
+        elif event.state == "waiting":
+            row.began = None
+            self._say(event.label, [row.text])
         else:
             row.ended = now
             how = ["failed"] if event.state == "failed" else []

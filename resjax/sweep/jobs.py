@@ -18,7 +18,7 @@ class Event:
 
     Attributes:
       label: its name.
-      state: running, done or failed.
+      state: running, done or failed; waiting, where a study has put it off.
       reason: why it failed, in one line.
       error: what it raised, unless that was on a cluster, from where only the line comes back.
     """

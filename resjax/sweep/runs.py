@@ -83,6 +83,8 @@ def run(
 ) -> list[Outcome]:
     """Trains, continues or reuses the cells (label -> config); a failing cell does not stop the others.
 
+    What another process trains in this workdir comes last, when that process has ended.
+
     Raises:
       ConfigError: two cells are the same run, or a cell that trains in this process can't work as it is configured.
       KeyboardInterrupt: the study was told to stop; what its runs had done is saved.
@@ -106,16 +108,24 @@ def run(
         for label in finished:
             rundir.check_finished(paths[label], cells[label])
             ended(label, _finished(label, cells[label], paths[label], trained=False), "finished before")
-        for event in launcher(jobs):
-            label = event.label
-            if isinstance(event.error, ConfigError):  # what the user asked for can't work: say so, and write nothing
-                raise event.error
-            if event.state == "running":
-                board.show(event)
-            elif event.state == "done":
-                ended(label, _finished(label, cells[label], paths[label], trained=True))
-            else:
-                ended(label, _failed(label, cells[label], event.reason))
+        while jobs:
+            busy = []
+            for event in launcher(jobs):
+                label = event.label
+                if isinstance(event.error, rundir.BusyError):
+                    busy.append(label)
+                    board.show(Event(label, "waiting"), f"put off: {event.reason}")
+                elif isinstance(event.error, ConfigError):  # what the user asked for can't work: say so, write nothing
+                    raise event.error
+                elif event.state == "running":
+                    board.show(event)
+                elif event.state == "done":
+                    ended(label, _finished(label, cells[label], paths[label], trained=True))
+                else:
+                    ended(label, _failed(label, cells[label], event.reason))
+            jobs = {label: jobs[label] for label in busy}
+            if busy:
+                rundir.wait_until_free(paths[busy[0]])
     return [outcomes[label] for label in cells]
 
 

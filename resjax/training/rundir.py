@@ -9,6 +9,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,10 @@ from resjax.data import dataset
 FINISHED = ("done", "diverged")
 
 
+class BusyError(ConfigError):
+    """Another process writes the run directory."""
+
+
 def path_of(config: ConfigDict, workdir: str | os.PathLike) -> Path:
     """WORKDIR/<name>-<hash8>."""
     return Path(workdir) / f"{config.name}-{config_lib.hash8(config)}"
@@ -32,7 +37,8 @@ class RunDir:
     """The directory of one run, locked while this object is open (a context manager).
 
     Raises:
-      ConfigError: it can't be written, or another process writes it.
+      ConfigError: it can't be written.
+      BusyError: another process writes it.
     """
 
     def __init__(self, config: ConfigDict, workdir: str | os.PathLike):
@@ -53,7 +59,7 @@ class RunDir:
             self._lock.seek(0)
             writer = self._lock.read().strip() or "?"
             self._lock.close()
-            raise ConfigError(f"{self.path} is being written by process {writer}") from None
+            raise BusyError(f"{self.path} is being written by process {writer}") from None
         try:
             self._take_over()
         except BaseException:
@@ -164,6 +170,17 @@ def _writing(path: Path) -> Iterator[None]:
 def _write_json(path: Path, content: dict) -> None:
     with _writing(path):
         records.write_json(path, content)
+
+
+def wait_until_free(path: Path) -> None:
+    """Returns when no process writes the run directory, which is looked at every other second."""
+    with open(path / "LOCK", "a+") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                time.sleep(2)
 
 
 def read_status(path: Path) -> dict:
