@@ -6,6 +6,7 @@ checked where they live (`resjax.models.build.check`), so that a new merge needs
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 
@@ -307,6 +308,16 @@ def usable_path(what: str, text: str) -> Path:
     except (RuntimeError, UnicodeError):  # the ~ of an unknown user; not UTF-8, which orbax needs
         pass
     raise ConfigError(f"{what}={text!r}: not a path that can be used")
+
+
+def user_cache() -> Path:
+    """$XDG_CACHE_HOME, else ~/.cache. Raises ConfigError for an unusable variable, OSError where there is no home."""
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return usable_path("XDG_CACHE_HOME", given)
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:
+        raise OSError(None, "this user has no home directory") from None
 
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")

@@ -1,6 +1,7 @@
 """What a data set promises: exact counts, nested subsets, splits that don't move, a checked cache."""
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -250,6 +251,17 @@ def test_cache_follows_xdg(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     cache.cached("set", source)
     assert (tmp_path / "resjax" / "set" / "SHA256SUMS").exists()
+
+
+def test_who_has_no_home_decodes_each_time(monkeypatch, capsys):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    assert len(cache.cached("set", source)["train"]["image"]) == 20
+    said = "warning: decoded arrays are not kept: this user has no home directory; see config.dataset.cache_dir\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_cache_that_no_path_leads_to_is_refused(monkeypatch):

@@ -227,6 +227,13 @@ def test_a_second_writer_is_refused(tmp_path):
         loop.train(tiny(), tmp_path)
 
 
+def test_a_workdir_that_is_a_link_to_nothing_is_named(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(ConfigError, match="link is a link to nothing; choose another --workdir"):
+        loop.train(tiny(), tmp_path / "link")
+    assert not (tmp_path / "gone").exists()
+
+
 def test_another_config_in_the_directory_is_refused(interrupted):
     file = interrupted / "config.json"
     content = json.loads(file.read_text())
@@ -345,6 +352,10 @@ def test_a_damaged_record_is_one_error(interrupted, name):
         loop.train(tiny(**CONFIG), interrupted.parent)
 
 
+def homeless():
+    raise RuntimeError("Could not determine home directory.")
+
+
 def test_compiled_programs_are_kept_where_no_one_else_can_write(tmp_path, monkeypatch, capsys):
     config = config_lib.base()
     config.compilation_cache = str(tmp_path / "compiled")
@@ -360,5 +371,9 @@ def test_compiled_programs_are_kept_where_no_one_else_can_write(tmp_path, monkey
         (tmp_path / "compiled").chmod(0o777)
         startup.keep_compiled_programs(config.compilation_cache)
         assert jax.config.jax_compilation_cache_dir is None and "others can write to it" in capsys.readouterr().err
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(Path, "home", homeless)
+        startup.keep_compiled_programs("")
+        assert jax.config.jax_compilation_cache_dir is None and "no home directory" in capsys.readouterr().err
     finally:
         jax.config.update("jax_compilation_cache_dir", before)

@@ -9,7 +9,6 @@ against truncated and damaged files, not against whoever can write to the cache.
 
 import argparse
 import hashlib
-import os
 import shutil
 import sys
 import uuid
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from resjax.config import ConfigError, usable_path
+from resjax.config import ConfigError, usable_path, user_cache
 
 Source = dict[str, dict[str, np.ndarray]]  # split -> feature -> array: ["train"]["image"] is uint8 NxHxWxC
 _SUMS = "SHA256SUMS"  # in the format of sha256sum, which can check it too
@@ -37,7 +36,11 @@ def cached(key: str, decode: Callable[[], Source], cache_dir: str = "") -> Sourc
     Raises:
       ConfigError: a stored file is damaged; it is never used, and never silently replaced.
     """
-    entry = _root(cache_dir) / key
+    try:
+        entry = _root(cache_dir) / key
+    except OSError as error:
+        _warn("decoded arrays are not kept", error)
+        return decode()
     try:
         if entry.exists():
             return _read(entry)
@@ -55,7 +58,7 @@ def cached(key: str, decode: Callable[[], Source], cache_dir: str = "") -> Sourc
 def _root(cache_dir: str) -> Path:
     if cache_dir:
         return usable_path("config.dataset.cache_dir", cache_dir)
-    return usable_path("XDG_CACHE_HOME", os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "resjax"
+    return user_cache() / "resjax"
 
 
 def _warn(what: str, error: OSError) -> None:

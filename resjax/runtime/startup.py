@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
@@ -78,9 +79,12 @@ def keep_compiled_programs(directory: str) -> None:
     """
     if directory == "none" or jax.config.jax_compilation_cache_dir:
         return
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    path = config_lib.usable_path("config.compilation_cache", directory or f"{cache}/resjax/compiled")
+    path = Path(directory or "~/.cache")
     try:
+        if directory:
+            path = config_lib.usable_path("config.compilation_cache", directory)
+        else:
+            path = config_lib.user_cache() / "resjax" / "compiled"
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         found = path.stat()
         if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):

@@ -49,7 +49,9 @@ class RunDir:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / "LOCK", "a+")  # noqa: SIM115 - held until __exit__
         except OSError as e:
-            raise ConfigError(f"cannot write {self.path}: {e.strerror}; choose another --workdir") from None
+            workdir = self.path.parent
+            why = f"{workdir} is a link to nothing" if workdir.is_symlink() and not workdir.exists() else e.strerror
+            raise ConfigError(f"cannot write {self.path}: {why}; choose another --workdir") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
