@@ -243,3 +243,12 @@ def test_palettes_are_looked_up(places):
     Image.fromarray(np.full((6, 5, 3), (200, 100, 50), np.uint8)).save(gif, "GIF")
     prepare(root, files=(gif.getvalue(),))
     assert (tfds.load("tiny", data_dir, cache_dir)["test"]["image"][0] == (200, 100, 50)).all()
+
+
+def test_a_set_of_one_class_is_refused(places):
+    root, data_dir, cache_dir = places
+    prepare(root, labels={"label": 1})
+    config = base.base().dataset
+    config.update({"name": "tiny", "data_dir": data_dir, "cache_dir": cache_dir})
+    with pytest.raises(ConfigError, match="config.dataset.name='tiny': all its images are of one class"):
+        dataset.load(config)

@@ -199,6 +199,14 @@ def epoch_losses(epochs=1, **changes):
     return np.array(losses)
 
 
+def test_batches_of_one_where_batchnorm_has_nothing_to_normalise(tmp_path):
+    with pytest.raises(ConfigError, match="config.batch_size=1: BatchNorm has one value per channel"):
+        loop.train(tiny(batch_size=1), tmp_path)
+    assert not list(tmp_path.iterdir())
+    task_of(tiny(**{"batch_size": 1, "model.norm": "ln"}))
+    task_of(tiny(**{"batch_size": 1, "model.name": "resnet", "model.depth": 8}))  # its smallest maps have four pixels
+
+
 @pytest.fixture(scope="module")
 def plain_losses():
     return epoch_losses()

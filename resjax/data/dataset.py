@@ -105,6 +105,8 @@ def _classes(available_K: np.ndarray, config: ConfigDict) -> np.ndarray:
     if config.classes > len(available_K):
         known = len(available_K)
         raise ConfigError(f"config.dataset.classes={config.classes}: {config.name} has {known}; 0 takes all")
+    if len(available_K) < 2:
+        raise ConfigError(f"config.dataset.name={config.name!r}: all its images are of one class")
     return subsets.choose_classes(available_K, config.classes, config.split_seed)
 
 

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from resjax.config import ConfigError
 from resjax.models.conv import conv2d, product
 
 MOMENTUM = 0.9  # of BatchNorm's running statistics; PyTorch calls it .1
@@ -53,6 +54,9 @@ class Norm(nn.Module):
 
     "bn" normalises a channel over the (global) batch; "ln" a sample over all its units, which keeps products from
     squaring each sample's norm; "gn" a sample over groups of at most eight channels.
+
+    Raises:
+      ConfigError: in training, BatchNorm of a single value per channel.
     """
 
     kind: str
@@ -69,6 +73,11 @@ class Norm(nn.Module):
             "dtype": self.dtype,
         }
         if self.kind == "bn":
+            if train and x.size == x.shape[-1] and not self.axis_name:
+                raise ConfigError(
+                    "config.batch_size=1: BatchNorm has one value per channel and nothing to normalise; take larger"
+                    " batches, or config.model.norm=ln"
+                )
             return nn.BatchNorm(
                 use_running_average=not train, momentum=MOMENTUM, axis_name=self.axis_name, name="bn", **inits
             )(x)

@@ -96,9 +96,17 @@ def make_task(config: ConfigDict, dataset: Dataset, axis_name: str | None = None
     steps = config.epochs * batches.steps_per_epoch(size, config.batch_size)
     if steps >= 2**31:
         raise ConfigError(f"config.epochs={config.epochs}: {steps} steps in all; at most {2**31 - 1} can be counted")
+    net = build.build(config.model, dataset.num_classes, dtype=config.dtype, axis_name=axis_name)
+    if config.batch_size == 1:  # which BatchNorm may refuse, where it is traced
+        x_1xHxWxC = np.zeros((1, *images_NxHxWxC.shape[1:]), np.float32)
+        jax.eval_shape(
+            partial(net.init_with_output, train=True),
+            {"params": jax.random.key(0), "dropout": jax.random.key(1)},
+            x_1xHxWxC,
+        )
     return step.Task(
         config=config,
-        net=build.build(config.model, dataset.num_classes, dtype=config.dtype, axis_name=axis_name),
+        net=net,
         optimizer=optim.optimizer(config, steps),
         schedule=optim.schedule(config, steps),
         num_classes=dataset.num_classes,
