@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
+from breadth import quick
 from test_training import read, rows, tiny
 
 from resjax import config as config_lib
@@ -103,6 +104,28 @@ def test_an_interrupted_run_leaves_the_same_rows(tmp_path, monkeypatch, unbroken
     run = rundir.path_of(tiny(**PROBED), tmp_path)
     assert max(tables.probed(run, "signal")["epoch"]) == [0, 0, 2][epoch]
     check_same(loop.train(tiny(**PROBED), tmp_path), unbroken)
+
+
+@pytest.mark.parametrize("moment", quick(["after"], ["before", "after"]))
+@pytest.mark.parametrize(("owner", "name"), [
+    (rundir.RunDir, "append_probed"), (rundir.RunDir, "append_metrics"), (checkpoint.Checkpoints, "save"),
+])  # fmt: skip
+def test_a_kill_beside_any_write_leaves_the_same_rows(tmp_path, monkeypatch, unbroken, owner, name, moment):
+    words, original, calls = PROBED | {"checkpoint_seconds": 0.0, "checkpoint_keep": 99}, getattr(owner, name), []
+
+    def dying(self, *args):
+        calls.append(args)
+        if len(calls) == 2 and moment == "before":
+            raise RuntimeError
+        original(self, *args)
+        if len(calls) == 2:
+            raise RuntimeError
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(owner, name, dying)
+        loop.train(tiny(**words), tmp_path)
+    assert read(rundir.path_of(tiny(**words), tmp_path), "status")["status"] == "running"
+    check_same(loop.train(tiny(**words), tmp_path), unbroken)
 
 
 def dies(*_):
