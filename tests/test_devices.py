@@ -202,7 +202,7 @@ def test_a_task_alone_on_its_node_takes_all_of_its_gpus(environment, ids, monkey
     monkeypatch.setattr(hosts.os, "environ", environment)
     monkeypatch.setattr(hosts.jax.distributed, "initialize", lambda **kwargs: given.update(kwargs))
     hosts.connect("auto")
-    assert given == {"local_device_ids": ids}
+    assert given["local_device_ids"] == ids
 
 
 AGREEMENT = """
@@ -247,3 +247,17 @@ def test_processes_agree_bit_by_bit_and_fail_together(tmp_path):
     codes, said = finish(*(python(2, AGREEMENT, spec, *bad) for spec in specs()))
     assert codes == [2, 2], said
     assert all("error: cannot write" in text and len(text.splitlines()) == 1 for text in said), said
+
+
+@pytest.mark.parametrize("index", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_peer_that_does_not_come_is_one_line(index):
+    program = f"""
+from resjax.runtime import hosts
+
+hosts.PATIENCE, hosts.SILENCE = 1, 0.1
+hosts.connect("{specs()[index]}")
+"""
+    codes, (said,) = finish(python(1, program))
+    waiting, error = said.splitlines()
+    assert codes == [2] and waiting.startswith("waiting for the other processes of --distributed=127.0.0.1:")
+    assert error.startswith("error: ") and f",2,{index} did not join: start all of them" in error

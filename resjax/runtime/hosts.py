@@ -7,7 +7,10 @@ must call it, in the same order.
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -15,6 +18,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from resjax.config import ConfigError
+
+PATIENCE, SILENCE = 300, 10  # seconds for which processes wait for each other, and before they say so
 
 
 def connect(spec: str) -> None:
@@ -25,7 +30,7 @@ def connect(spec: str) -> None:
         HOST:PORT,PROCESSES,INDEX, with host and a free port of process 0.
 
     Raises:
-      ConfigError: the specification is none of these, or the others do not answer.
+      ConfigError: the specification is none of these, or JAX refuses it.
     """
     if not spec:
         return
@@ -39,9 +44,32 @@ def connect(spec: str) -> None:
         except ValueError:
             raise ConfigError(f"--distributed={spec}: use auto, or HOST:PORT,PROCESSES,INDEX") from None
     try:
-        jax.distributed.initialize(**explicit)
+        with _patience(spec):
+            jax.distributed.initialize(**explicit, initialization_timeout=2 * PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"--distributed={spec}: {error}") from None
+
+
+@contextmanager
+def _patience(spec: str) -> Iterator[None]:
+    """Says who is waited for, and ends this process with exit code 2 and one line if nobody comes: JAX would abort."""
+    joined = threading.Event()
+
+    def watch() -> None:
+        if joined.wait(SILENCE):
+            return
+        waited_for = f"the other processes of --distributed={spec}"
+        print(f"waiting for {waited_for}, for at most {PATIENCE} s", file=sys.stderr, flush=True)
+        if not joined.wait(PATIENCE - SILENCE):
+            why = f"{waited_for} did not join: start all of them, each of which must reach the address of the first"
+            print(f"error: {why}", file=sys.stderr, flush=True)
+            os._exit(2)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        joined.set()
 
 
 def gpus_of_the_node(environment: Mapping[str, str]) -> list[int] | None:
