@@ -183,3 +183,9 @@ def test_regression_needs_points_on_both_sides():
     with pytest.raises(ConfigError, match="singular"):
         kernel = random_kernel(6, 2, rank=2)
         next(learning_curve(kernel, y, spectrum(kernel, y), [4]))
+
+
+def test_targets_without_power_are_refused():
+    kernel, y = np.eye(6), np.zeros((6, 1))
+    with pytest.raises(ConfigError, match="all targets are 0"):
+        next(learning_curve(kernel, y, spectrum(kernel, y), [3]))

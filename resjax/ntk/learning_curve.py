@@ -39,10 +39,12 @@ def learning_curve(
       are drawn one by one, as eigenlearning assumes; eigenlearning; leave_one_out, the mean over the training sets.
 
     Raises:
-      ConfigError: sizes that do not match, or a singular kernel; see `resjax.ntk.spectrum.checked`.
+      ConfigError: sizes that do not match, targets that are all 0, or a singular kernel; see `resjax.ntk.spectrum.checked`.
     """
     matrix, y_MxC = checked(kernel, targets_MxC)
     M, power = len(y_MxC), float(np.mean(y_MxC**2))
+    if not power:
+        raise ConfigError("all targets are 0: errors in units of their power are not defined")
     rows = len(matrix) // M  # of a sample: C of a full kernel, else 1
     y = y_MxC.reshape(len(matrix), -1)
     rng, of_pairs = (np.random.default_rng([seed, stream]) for stream in (0, 1))
