@@ -39,7 +39,7 @@ def learning_curve(
       are drawn one by one, as eigenlearning assumes; eigenlearning; leave_one_out, the mean over the training sets.
 
     Raises:
-      ConfigError: sizes that do not match, targets that are all 0, or a singular kernel; see `resjax.ntk.spectrum.checked`.
+      ConfigError: sizes that do not match, all targets 0, or a singular kernel; see `resjax.ntk.spectrum.checked`.
     """
     matrix, y_MxC = checked(kernel, targets_MxC)
     M, power = len(y_MxC), float(np.mean(y_MxC**2))
