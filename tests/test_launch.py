@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from multiprocessing import active_children
 from pathlib import Path
 from threading import Thread
 
@@ -82,6 +83,60 @@ def test_a_killed_process_is_named_and_none_is_waited_for():
     events = list(launchers.in_processes(jobs, 2))
     failed = {event.label: event.reason for event in events if event.state == "failed"}
     assert set(failed) == set("abc") and "BrokenProcessPool" in failed["a"]
+
+
+def touch_and_sleep(path):
+    Path(path).touch()
+    time.sleep(200)
+
+
+def begun(folder):
+    """Events of jobs that would take minutes, when one runs, one is next, and one waits."""
+    paths = [Path(folder) / name for name in "abc"]
+    events = launchers.in_processes({path.name: partial(touch_and_sleep, path) for path in paths}, 2)
+    assert [next(events).state, next(events).state] == ["running"] * 2
+    until(paths[0].exists)  # the second is submitted when a third event is asked for
+    return events
+
+
+def until(condition):
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise TimeoutError
+
+
+def test_processes_end_with_a_study_that_is_told_to_stop(tmp_path):
+    events = begun(tmp_path)
+    assert active_children()
+    start = time.monotonic()
+    events.close()
+    assert not active_children() and time.monotonic() - start < 100
+
+
+@pytest.mark.slow
+def test_processes_end_with_a_study_that_is_killed(tmp_path):
+    program = "import sys; sys.path.insert(0, sys.argv[1]); import test_launch; test_launch.study(sys.argv[2])"
+    command = [sys.executable, "-c", program, str(Path(__file__).parent), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        children = [int(word) for word in process.stdout.readline().split()]
+        assert children
+        process.kill()
+    until(lambda: not any(map(running, children)))
+
+
+def study(folder):
+    """A study whose processes are named on stdout."""
+    events = begun(folder)
+    print(*(child.pid for child in active_children()), flush=True)
+    list(events)
+
+
+def running(pid):
+    return subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip() not in (
+        "", "Z", "Zl",
+    )  # fmt: skip
 
 
 def test_being_told_to_stop_passes_through():

@@ -2,10 +2,13 @@
 
 import argparse
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from contextlib import contextmanager
+from multiprocessing import active_children, get_context, parent_process
+from multiprocessing.process import BaseProcess
+from threading import Thread
 
 from resjax.config import ConfigError
 from resjax.sweep.jobs import Event, Job, Launcher, ended
@@ -52,7 +55,7 @@ def in_this_process(jobs: Mapping[str, Job]) -> Iterator[Event]:
 
 
 def in_processes(jobs: Mapping[str, Job], processes: int) -> Iterator[Event]:
-    """So many at a time in processes of their own; one alone runs here."""
+    """So many at a time in processes of their own, which end with this one; one alone runs here."""
     processes = min(processes, len(jobs))
     if processes < 2:
         yield from in_this_process(jobs)
@@ -61,8 +64,11 @@ def in_processes(jobs: Mapping[str, Job], processes: int) -> Iterator[Event]:
 
     # Several processes whose linear algebra uses all cores each would take many times as long.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, cores() // processes)))
-    waiting, running = dict(jobs), {}
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as executor:
+    waiting, running, others = dict(jobs), {}, active_children()
+    with (
+        ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_end_with_parent) as executor,
+        _terminating(others),
+    ):
         while waiting or running:
             while waiting and len(running) < processes:
                 label = next(iter(waiting))
@@ -73,3 +79,25 @@ def in_processes(jobs: Mapping[str, Job], processes: int) -> Iterator[Event]:
                     yield ended(label, error)
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 yield ended(running.pop(future), future.exception())
+
+
+@contextmanager
+def _terminating(others: Sequence[BaseProcess]) -> Iterator[None]:
+    """Terminates the children that are none of the others if the body is left before its end."""
+    try:
+        yield
+    except BaseException:
+        for child in active_children():
+            if child not in others:
+                child.terminate()
+        raise
+
+
+def _end_with_parent() -> None:
+    """In a new process: ends it when the one that started it is gone, even by SIGKILL."""
+
+    def watch() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
