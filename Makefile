@@ -22,7 +22,7 @@ run: setup
 test: setup
 	$(BIN)/python -m pytest
 
-test-all: setup  # with the slow ones, which double the time
+test-all: setup  # with the slow ones, which add nine minutes
 	$(BIN)/python -m pytest -m "slow or not slow"
 
 lint: setup
