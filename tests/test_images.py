@@ -331,6 +331,7 @@ def test_what_stands_depth():
     rows = by_depth({"add": 0.0, "mul": 0.0})
     unfinished = tables.depths(rows[(rows["arm"] == "add") | (rows["depth"] < 56)])
     assert list(unfinished["verdict"]) == ["stand", "open"] and list(unfinished["pairs"]) == [4, 0]
+    assert list(tables.stand(unfinished).values())[0].endswith("open: mul (unknown)")
 
 
 def test_whether_the_gain_foretold_what_stands_depth():

@@ -150,9 +150,12 @@ def test_equal_copies_share_a_cache_and_others_do_not(places, tmp_path, capsys):
     shutil.copytree(root, tmp_path / "copy")
     for copy, size in ((data_dir, 12), (str(tmp_path / "other"), 3), (str(tmp_path / "copy"), 12)):
         assert len(tfds.load("tiny", copy, cache_dir)["train"]["image"]) == size
+    other = Path(cache_dir) / "mine"  # the user's, which is neither listed nor deleted
+    other.mkdir()
+    (other / "x.npy").touch()
     assert len(cache.entries(cache_dir)) == 2
     assert cache.main([f"--cache_dir={cache_dir}"]) == 0 and len(cache.entries(cache_dir)) == 2
-    assert cache.main([f"--cache_dir={cache_dir}", "--clear"]) == 0 and not cache.entries(cache_dir)
+    assert cache.main([f"--cache_dir={cache_dir}", "--clear"]) == 0 and list(Path(cache_dir).iterdir()) == [other]
     listed, total = capsys.readouterr().out.split("in all")
     assert listed.count("tiny-1.0.0-") == 2 and total.rstrip().endswith("deleted")
     assert cache.main(["--cache_dir=~no_such_user"]) == 2
@@ -252,3 +255,14 @@ def test_a_set_of_one_class_is_refused(places):
     config.update({"name": "tiny", "data_dir": data_dir, "cache_dir": cache_dir})
     with pytest.raises(ConfigError, match="config.dataset.name='tiny': all its images are of one class"):
         dataset.load(config)
+
+
+def test_a_file_that_cannot_be_read_is_named(places, monkeypatch):
+    root, data_dir, cache_dir = places
+    prepare(root)
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(tfds, "digest", refuse)
+    assert refused("tiny", data_dir, cache_dir).endswith(": Permission denied")

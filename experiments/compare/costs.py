@@ -30,14 +30,16 @@ def table(configs: Iterable[ConfigDict], outcomes: Iterable[runs.Outcome], regis
             | {"identity": registry[config.model.merge].identity}
             | costs(net, shape)
             | {"stored": stored_activations(net, shape), "images_per_s": _speed(outcome)}
-            | {
-                "gain": float(np.exp(np.mean(np.log(gains))))
-                if gains and np.isfinite(gains).all() and min(gains) > 0
-                else np.nan
-            }
+            | {"gain": _geometric_mean(gains)}
         )
     return pd.DataFrame(out)
 
 
 def _speed(outcome: runs.Outcome) -> float:
     return np.nan if outcome.run_dir is None else float(tables.load(outcome.run_dir)["images_per_s"].median())
+
+
+def _geometric_mean(gains: list[float]) -> float:
+    """Nan where one is unknown, or none is there, or one is 0."""
+    known = gains and np.isfinite(gains).all() and min(gains) > 0
+    return float(np.exp(np.mean(np.log(gains)))) if known else np.nan

@@ -9,6 +9,7 @@ against truncated and damaged files, not against whoever can write to the cache.
 
 import argparse
 import hashlib
+import re
 import shutil
 import sys
 import uuid
@@ -20,6 +21,7 @@ import numpy as np
 from resjax.config import ConfigError, usable_path, user_cache
 
 Source = dict[str, dict[str, np.ndarray]]  # split -> feature -> array: ["train"]["image"] is uint8 NxHxWxC
+_ENTRY = re.compile(r".+-[0-9a-f]{16}(\.[0-9a-f]{32}\.partial)?")  # set, version, and digest of its content
 _SUMS = "SHA256SUMS"  # in the format of sha256sum, which can check it too
 
 
@@ -105,10 +107,13 @@ def _sums_of(files: list[Path]) -> str:
 
 
 def entries(cache_dir: str = "") -> dict[Path, int]:
-    """The directories of decoded arrays, also of unfinished ones, and their bytes."""
-    root = _root(cache_dir)
-    found = sorted({path.parent for name in (_SUMS, "*.npy") for path in root.glob(f"*/{name}")})
-    return {entry: sum(path.stat().st_size for path in entry.iterdir()) for entry in found}
+    """The directories of decoded arrays, also unfinished ones, and their bytes; none that holds anything else."""
+    found = {}
+    for entry in sorted(_root(cache_dir).glob("*/")):
+        files = list(entry.iterdir())
+        if _ENTRY.fullmatch(entry.name) and all(file.suffix == ".npy" or file.name == _SUMS for file in files):
+            found[entry] = sum(file.stat().st_size for file in files)
+    return found
 
 
 def main(argv: list[str] | None = None) -> int:

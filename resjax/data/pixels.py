@@ -35,4 +35,4 @@ def decode(encoded: bytes, shape: Sequence[int | None]) -> np.ndarray:
     if any(want not in (None, has) for want, has in zip(shape, pixels_HxWxC.shape, strict=True)):
         words = ["x".join("?" if n is None else str(n) for n in size) for size in (pixels_HxWxC.shape, shape)]
         raise ValueError(f"it is {words[0]}, and {words[1]} is declared")
-    return pixels_HxWxC
+    return np.ascontiguousarray(pixels_HxWxC)  # a view would keep four channels

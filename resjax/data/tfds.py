@@ -141,7 +141,10 @@ def _features(builder) -> dict:
 
 def _cache_key(builder) -> str:
     """Names the content that would be decoded, wherever it lies, and who decodes it."""
-    files = sorted((path.name, digest(path)) for path in Path(builder.data_dir).iterdir() if path.is_file())
+    try:
+        files = sorted((path.name, digest(path)) for path in Path(builder.data_dir).iterdir() if path.is_file())
+    except OSError as error:
+        raise ConfigError(f"can't read {error.filename or builder.data_dir}: {error.strerror}") from None
     identity = hashlib.sha256(repr((PIL.__version__, files)).encode()).hexdigest()
     return f"{builder.info.full_name.replace('/', '-')}-{identity[:16]}"
 
